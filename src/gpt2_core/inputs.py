@@ -1,0 +1,120 @@
+"""Checks on what goes into a model, worded once: frameworks pass in shapes and numbers, never tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpt2_core.config import GPT2Config
+from gpt2_core.errors import InputError
+
+# Labels that the loss skips: the field's -100, and -1 as version 2 of its library wrote it.
+IGNORED_LABELS = (-100, -1)
+
+
+def check_one_input(input_ids: Any, inputs_embeds: Any) -> None:
+    """Exactly one of the two must be given.
+
+    Raises: InputError.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        got = "neither" if input_ids is None else "both"
+        raise InputError(f"got {got} of input_ids and inputs_embeds; give exactly one of them")
+
+
+def check_one_past(past: Any, past_key_values: Any) -> Any:
+    """``past`` under either name; both at once are refused.
+
+    Raises: InputError.
+    """
+    if past is not None and past_key_values is not None:
+        raise InputError("got both past and past_key_values, which are two names of one argument; give one of them")
+    return past if past is not None else past_key_values
+
+
+def check_rank(name: str, shape: tuple[int, ...], expected: str, rank: int) -> None:
+    """The tensor must have ``rank`` axes, described by ``expected`` as in "(batch, position)".
+
+    Raises: InputError.
+    """
+    if len(shape) != rank:
+        raise InputError(f"{name} has shape {tuple(shape)}, expected {rank} axes: {expected}")
+
+
+def check_not_empty(shape: tuple[int, ...]) -> None:
+    """A sequence of no tokens, or a batch of no rows, has no logits.
+
+    Raises: InputError.
+    """
+    if 0 in shape:
+        raise InputError(
+            f"the input is empty: its shape is {tuple(shape)}, expected at least one row of one token. "
+            "To generate from nothing, start with the end-of-text token, bos_token_id"
+        )
+
+
+def check_length(config: GPT2Config, new: int, past: int) -> None:
+    """``new`` tokens after ``past`` cached ones must fit into the learned positions.
+
+    Raises: InputError.
+    """
+    total = new + past
+    if total > config.n_positions:
+        cached = f" ({past} from past)" if past else ""
+        raise InputError(
+            f"the input is {total} tokens long{cached} but this model has {config.n_positions} positions; "
+            "shorten the input, or generate with a sliding window"
+        )
+
+
+def check_mask(mask_shape: tuple[int, ...], batch: int, new: int, past: int) -> None:
+    """An attention mask covers the cached and the new tokens: (batch, past + new).
+
+    Raises: InputError.
+    """
+    if tuple(mask_shape) != (batch, past + new):
+        raise InputError(
+            f"attention_mask has shape {tuple(mask_shape)}, expected {(batch, past + new)}: "
+            f"one number for each of the {past} cached and {new} new tokens of each row"
+        )
+
+
+def check_past(config: GPT2Config, layers: int) -> None:
+    """``past`` must hold one pair for each layer.
+
+    Raises: InputError.
+    """
+    if layers != config.n_layer:
+        raise InputError(f"past has {layers} layers, expected {config.n_layer}: pass back what this model returned")
+
+
+def check_past_shape(layer: int, shape: tuple[int, ...], expected: tuple[int, int, int, int]) -> None:
+    """A cached key or value is (batch, head, position, head_dim).
+
+    Raises: InputError.
+    """
+    if tuple(shape) != tuple(expected):
+        raise InputError(
+            f"past[{layer}] has shape {tuple(shape)}, expected {tuple(expected)}: (batch, head, position, head_dim)"
+        )
+
+
+def out_of_range(name: str, low: int, high: int, size: int, remedy: str) -> InputError:
+    """The error for ids that run from ``low`` to ``high`` where 0 to ``size - 1`` was expected."""
+    bad = low if low < 0 else high
+    return InputError(f"{name} holds {bad}, expected ids from 0 to {size - 1}; {remedy}")
+
+
+VOCABULARY_REMEDY = (
+    "use the tokenizer that belongs to this model, or resize_token_embeddings(len(tokenizer)) after adding tokens"
+)
+POSITIONS_REMEDY = "positions count the tokens of a row from 0"
+LABELS_REMEDY = "mark positions that must not count with -100"
+
+
+def check_labels_shape(name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Labels must have the shape of what they label.
+
+    Raises: InputError.
+    """
+    if tuple(got) != tuple(expected):
+        raise InputError(f"{name} has shape {tuple(got)}, expected {tuple(expected)}")
