@@ -1,0 +1,155 @@
+"""Checkpoints on disk: one module per format, all with the same verbs; this package finds the right one.
+
+A format is a module of this package with
+
+    NAME, RANK       its name (also the module's), and its place when a folder holds several: lower is preferred
+    FILES            the file names looked for in a folder, best first
+    find(path)       the file to open if a file or folder holds this format, else None
+    owns(name)       whether a file of this name in a model's folder belongs to it
+    read(path, *, writable=False) -> Checkpoint
+    write(path, tensors, *, metadata=None, max_shard_bytes=None) -> tuple of the files written
+
+so adding a format is adding a file. `open_checkpoint` opens whatever is there; `save_checkpoint` writes one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from numpy.typing import NDArray
+
+from gpt2_core.checkpoints.sharding import describe_folder
+from gpt2_core.checkpoints.tensors import (
+    STORAGE,
+    Checkpoint,
+    Tensor,
+    round_to_bfloat16,
+    widen_bfloat16,
+)
+from gpt2_core.errors import CheckpointError, nearest
+from gpt2_core.files import atomic_folder, finish_interrupted_save
+
+__all__ = [
+    "STORAGE",
+    "Checkpoint",
+    "Format",
+    "Tensor",
+    "detect",
+    "formats",
+    "is_weight_file",
+    "open_checkpoint",
+    "round_to_bfloat16",
+    "save_checkpoint",
+    "widen_bfloat16",
+]
+
+
+class Format(Protocol):
+    """What a module of this package offers to be a format."""
+
+    NAME: str
+    RANK: int
+    FILES: tuple[str, ...]
+
+    def find(self, path: Path) -> Path | None:
+        """The file to open if `path`, a file or a folder, holds this format, else None."""
+
+    def owns(self, name: str) -> bool:
+        """Whether a file of this name, in a model's folder, belongs to a checkpoint of this format."""
+
+    def read(self, path: str | Path, *, writable: bool = False) -> Checkpoint:
+        """Open a checkpoint; see the module."""
+
+    def write(
+        self,
+        path: str | Path,
+        tensors: Mapping[str, Tensor | NDArray[Any]],
+        *,
+        metadata: Mapping[str, str] | None = None,
+        max_shard_bytes: int | None = None,
+    ) -> tuple[Path, ...]:
+        """Write a checkpoint; see the module."""
+
+
+@lru_cache(maxsize=1)
+def formats() -> Mapping[str, Format]:
+    """All formats by name, the preferred first: the modules here that have a NAME, a `read` and a `write`."""
+    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    found = [cast(Format, module) for module in modules if hasattr(module, "NAME") and hasattr(module, "read")]
+    return {each.NAME: each for each in sorted(found, key=lambda each: each.RANK)}
+
+
+def detect(path: str | Path) -> tuple[str, Path]:
+    """The format of a file or folder, and the file to open there.
+
+    Raises: CheckpointError listing what is there and what was expected.
+    """
+    path = Path(path)
+    if path.is_dir():
+        finish_interrupted_save(path)
+    for name, each in formats().items():
+        found = each.find(path)
+        if found is not None:
+            return name, found
+    expected = ", ".join(file for each in formats().values() for file in each.FILES)
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path} holds no checkpoint: expected one of {expected}; found {describe_folder(path)}; "
+            f"give the file itself if it has another name"
+        )
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; expected a checkpoint file, or a folder with one of {expected}")
+    raise CheckpointError(f"{path} is in no format that is read here; expected one of {', '.join(formats())}")
+
+
+def open_checkpoint(path: str | Path, *, format: str | None = None, writable: bool = False) -> Checkpoint:
+    """Open the checkpoint in a file or folder, of whatever format unless `format` names it.
+
+    In a folder with several the preference is: safetensors, its index of shards, pytorch_model.bin, its index.
+    Tensors are fetched when asked for, as read-only views of the mapped file where the format allows; with
+    `writable` the views may be changed, in this process alone. Raises: CheckpointError and its kinds.
+    """
+    if format is not None:
+        return named_format(format).read(path, writable=writable)
+    name, found = detect(path)
+    return formats()[name].read(found, writable=writable)
+
+
+def save_checkpoint(
+    folder: str | Path,
+    tensors: Mapping[str, Tensor | NDArray[Any]],
+    *,
+    format: str = "safetensors",
+    metadata: Mapping[str, str] | None = None,
+    max_shard_bytes: int | None = None,
+) -> tuple[Path, ...]:
+    """Write `tensors` into a folder as its only checkpoint: those of any other format there are removed at the end.
+
+    Raises: CheckpointError, WriteError; either way the folder is as it was.
+    """
+    folder, chosen = Path(folder), named_format(format)
+    with atomic_folder(folder, replaces=is_weight_file) as stage:
+        written = chosen.write(stage, tensors, metadata=metadata, max_shard_bytes=max_shard_bytes)
+        names = [file.relative_to(stage) for file in written]
+    return tuple(folder / name for name in names)
+
+
+def named_format(name: str) -> Format:
+    """The format called `name`. Raises: CheckpointError listing them."""
+    try:
+        return formats()[name]
+    except KeyError:
+        known = ", ".join(formats())
+        raise CheckpointError(
+            f"format {name!r} is not known{nearest(name, list(formats()))}; expected {known}"
+        ) from None
+
+
+def is_weight_file(name: str) -> bool:
+    """Whether a file of this name, in a model's folder, belongs to a checkpoint of any format."""
+    return any(each.owns(name) for each in formats().values())

@@ -1,0 +1,343 @@
+"""What every checkpoint format has in common: dtypes by name, lazy tensors, and files mapped into memory.
+
+A `Tensor` knows its dtype and shape and fetches its numbers when asked. A `Checkpoint` is a mapping from names to
+tensors, read from a file or put together by a caller; writers take any mapping from names to tensors or arrays.
+Nothing here knows a format.
+
+bfloat16 has no numpy dtype: `raw` gives its bits as uint16, and `array` widens to float32, which is exact.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2_core.errors import CheckpointError, CheckpointFormatError, nearest
+
+#: Our names of dtypes, and the numpy dtype of their bits, little-endian as every format here stores them.
+STORAGE: Mapping[str, np.dtype[Any]] = {
+    "float64": np.dtype("<f8"),
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype("<u2"),
+    "int64": np.dtype("<i8"),
+    "int32": np.dtype("<i4"),
+    "int16": np.dtype("<i2"),
+    "int8": np.dtype("i1"),
+    "uint64": np.dtype("<u8"),
+    "uint32": np.dtype("<u4"),
+    "uint16": np.dtype("<u2"),
+    "uint8": np.dtype("u1"),
+    "bool": np.dtype("?"),
+}
+
+#: numpy 1.26 cannot make an array of more dimensions; no GPT-2 tensor has more than four.
+MOST_DIMENSIONS = 32
+_MOST_BYTES = 1 << 62
+_CHUNK = 1 << 24
+
+Shape = tuple[int, ...]
+
+
+class Tensor:
+    """One tensor: its dtype, its shape, and a way to fetch its numbers.
+
+    `load` returns the bits as an array of `STORAGE[dtype]` with this shape. `release` is called when a writer is done
+    with the numbers and may give memory back.
+    """
+
+    __slots__ = ("_load", "_release", "dtype", "shape")
+
+    def __init__(
+        self,
+        dtype: str,
+        shape: Sequence[int],
+        load: Callable[[], NDArray[Any]],
+        release: Callable[[], None] | None = None,
+    ) -> None:
+        if dtype not in STORAGE:
+            raise CheckpointError(
+                f"dtype {dtype!r} is not known{nearest(dtype, list(STORAGE))}; expected one of {', '.join(STORAGE)}"
+            )
+        self.dtype = dtype
+        self.shape: Shape = tuple(int(size) for size in shape)
+        self._load = load
+        self._release = release
+
+    @classmethod
+    def of(cls, array: NDArray[Any], dtype: str | None = None) -> Tensor:
+        """The tensor holding `array`; dtype="bfloat16" takes the bits of one as uint16.
+
+        Raises: CheckpointError for an array of objects, strings, or any other dtype that no format stores.
+        """
+        name = dtype or array.dtype.name
+        if name not in STORAGE:
+            raise CheckpointError(f"arrays of dtype {name} cannot be stored; expected one of {', '.join(STORAGE)}")
+        bits = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        if bits.dtype != STORAGE[name]:
+            raise CheckpointError(
+                f"an array of dtype {array.dtype} does not hold the bits of {name}; expected {STORAGE[name]}"
+            )
+        return cls(name, array.shape, lambda: bits)
+
+    @property
+    def size(self) -> int:
+        """How many numbers."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes."""
+        return self.size * STORAGE[self.dtype].itemsize
+
+    def raw(self) -> NDArray[Any]:
+        """The bits, C-contiguous, little-endian: a view of the file where that is possible; uint16 for bfloat16."""
+        bits = np.ascontiguousarray(self._load()).reshape(self.shape)
+        if bits.dtype != STORAGE[self.dtype]:
+            raise CheckpointError(
+                f"a tensor of dtype {self.dtype} fetched {bits.dtype}, expected {STORAGE[self.dtype]}"
+            )
+        return bits
+
+    def array(self) -> NDArray[Any]:
+        """The numbers, C-contiguous: a view of the file where that is possible; bfloat16 widened to float32."""
+        return widen_bfloat16(self.raw()) if self.dtype == "bfloat16" else self.raw()
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The bytes in order, in pieces, for writers."""
+        flat = self.raw().reshape(-1).view(np.uint8)
+        for start in range(0, flat.size, _CHUNK):
+            yield flat[start : start + _CHUNK].data
+
+    def release(self) -> None:
+        """Say that the numbers are not needed for now; fetching them again is allowed."""
+        if self._release is not None:
+            self._release()
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.dtype}, {self.shape})"
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """Tensors by name, in the order of the file, fetched when asked for. A context manager; `close` lets go of files.
+
+    Arrays stay valid after `close`: each holds on to its part of the file.
+    Attributes: `format` (the module's name), `path` (what was opened), `files` (all files read), `metadata`.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        format: str,
+        path: Path,
+        files: Sequence[Path] = (),
+        metadata: Mapping[str, str] | None = None,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._tensors = dict(tensors)
+        self.format = format
+        self.path = path
+        self.files = tuple(files) or (path,)
+        self.metadata = dict(metadata or {})
+        self._close = close
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            hint = nearest(name, list(self._tensors))
+            raise KeyError(f"{self.path} holds no tensor {name!r}{hint}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def names(self) -> tuple[str, ...]:
+        """All names, in the order of the file."""
+        return tuple(self._tensors)
+
+    def shape(self, name: str) -> Shape:
+        """The shape of one tensor."""
+        return self[name].shape
+
+    def dtype(self, name: str) -> str:
+        """The dtype of one tensor, one of the keys of `STORAGE`."""
+        return self[name].dtype
+
+    def array(self, name: str) -> NDArray[Any]:
+        """The numbers of one tensor: see `Tensor.array`."""
+        return self[name].array()
+
+    def raw(self, name: str) -> NDArray[Any]:
+        """The bits of one tensor: see `Tensor.raw`."""
+        return self[name].raw()
+
+    @property
+    def bytes_total(self) -> int:
+        """The bytes of all tensors together."""
+        return sum(tensor.nbytes for tensor in self._tensors.values())
+
+    def close(self) -> None:
+        """Let go of the files; arrays fetched before stay valid, fetching another raises CheckpointError."""
+        self._close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"Checkpoint({str(self.path)!r}, format={self.format!r}, {len(self)} tensors, {self.bytes_total:,} bytes)"
+        )
+
+
+class MappedFile:
+    """A regular file mapped into memory; views of it cost no copy and outlive `close`.
+
+    With `writable` the views can be written to: the pages written become private to this process, the file never
+    changes. Raises: CheckpointError if the file cannot be opened or is not a regular file.
+    """
+
+    def __init__(self, path: Path, *, writable: bool = False) -> None:
+        self.path = path
+        self._writable = writable
+        try:
+            # Looked at before it is opened: opening a pipe would wait for its writer.
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise CheckpointError(f"{path} is not a regular file; expected a checkpoint file")
+            with path.open("rb") as file:
+                self.size = os.fstat(file.fileno()).st_size
+                access = mmap.ACCESS_COPY if writable else mmap.ACCESS_READ
+                self._map = mmap.mmap(file.fileno(), 0, access=access) if self.size else None
+        except (OSError, ValueError) as cause:
+            if isinstance(cause, CheckpointError):
+                raise
+            reason = getattr(cause, "strerror", None) or cause
+            raise CheckpointError(f"cannot open {path}: {reason}; expected a readable checkpoint file") from cause
+        self._closed = False
+
+    def bytes(self, offset: int, count: int) -> bytes:
+        """A copy of `count` bytes, fewer at the end of the file."""
+        self._check_open()
+        return b"" if self._map is None else self._map[offset : offset + count]
+
+    def view(self, offset: int, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+        """`count` numbers at `offset` without a copy; a copy only where the address does not suit the dtype.
+
+        Raises: CheckpointFormatError if the region is not within the file.
+        """
+        self._check_open()
+        if offset < 0 or count < 0 or offset + count * dtype.itemsize > self.size:
+            raise CheckpointFormatError(
+                f"{self.path} holds {self.size} bytes, but a tensor claims bytes {offset} to "
+                f"{offset + count * dtype.itemsize}; it is truncated or damaged, fetch it again"
+            )
+        if count == 0 or self._map is None:
+            return np.empty(0, dtype)
+        array = np.frombuffer(self._map, dtype, count, offset)
+        # Frameworks take a numpy array's address for granted; an unaligned one is slow at best.
+        return array if array.flags.aligned else array.copy()
+
+    def release(self, offset: int, count: int) -> None:
+        """Give back the memory that holds these bytes of the file; they are read from the disk if needed again."""
+        if self._map is None or self._writable or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        start = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = (offset + count) // mmap.PAGESIZE * mmap.PAGESIZE - start
+        if length > 0:
+            self._map.madvise(mmap.MADV_DONTNEED, start, length)
+
+    def close(self) -> None:
+        """Let go; the mapping itself ends with the last array that looks into it."""
+        self._map = None
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise CheckpointError(f"{self.path} has been closed; fetch tensors before leaving the `with` block")
+
+
+def file_tensor(file: MappedFile, dtype: str, shape: Shape, offset: int) -> Tensor:
+    """The tensor stored row by row, little-endian, at `offset` of `file`."""
+    bits, count = STORAGE[dtype], prod(shape)
+
+    def load() -> NDArray[Any]:
+        array = file.view(offset, bits, count).reshape(shape)
+        if dtype == "bool":
+            check_bool(array, file.path)
+        return array
+
+    return Tensor(dtype, shape, load, lambda: file.release(offset, count * bits.itemsize))
+
+
+def check_bool(array: NDArray[Any], path: Path) -> None:
+    """Raise CheckpointFormatError unless every byte is 0 or 1: numpy does not define the others."""
+    if array.size and int(array.view(np.uint8).max()) > 1:
+        raise CheckpointFormatError(f"{path} holds a bool tensor with bytes other than 0 and 1; it is damaged")
+
+
+def check_shape(shape: object, dtype: str, what: str) -> Shape:
+    """`shape` as a tuple, checked to be one that an array can have.
+
+    Raises: CheckpointFormatError naming `what` for negative, huge, too many or non-integer dimensions.
+    """
+    sizes = tuple(shape) if isinstance(shape, list | tuple) else (None,)
+    good = len(sizes) <= MOST_DIMENSIONS and all(type(size) is int and 0 <= size < _MOST_BYTES for size in sizes)
+    if not good or prod(max(size, 1) for size in sizes) * STORAGE[dtype].itemsize >= _MOST_BYTES:
+        raise CheckpointFormatError(
+            f"{what} has the shape {str(shape)[:200]}; expected at most {MOST_DIMENSIONS} non-negative sizes "
+            f"that memory could hold"
+        )
+    return sizes
+
+
+def as_tensors(tensors: Mapping[str, Tensor | NDArray[Any]]) -> dict[str, Tensor]:
+    """What a caller gave to a writer, as tensors by name. Raises: CheckpointError for what cannot be stored."""
+    given: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        if not isinstance(name, str) or not name:
+            raise CheckpointError(f"{name!r} is not a name for a tensor; expected a non-empty string")
+        if isinstance(value, Tensor):
+            given[name] = value
+        elif isinstance(value, np.ndarray | np.generic):
+            given[name] = Tensor.of(np.asarray(value))
+        else:
+            raise CheckpointError(
+                f"{name} is a {type(value).__name__}; expected a numpy array or a gpt2_core.checkpoints.Tensor"
+            )
+    return given
+
+
+def widen_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """bfloat16 bits to float32, exactly: bfloat16 is the upper half of a float32."""
+    wide = bits.astype("<u4")
+    wide <<= np.uint32(16)
+    return wide.view(np.float32)
+
+
+def round_to_bfloat16(numbers: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """float32 to bfloat16 bits, to the nearest, ties to even; NaN stays NaN."""
+    bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
+    rounded = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype("<u2")
+    return np.where(np.isnan(numbers), ((bits >> np.uint32(16)) | np.uint32(0x40)).astype("<u2"), rounded)
+
+
+if sys.byteorder != "little":  # pragma: no cover
+    raise ImportError("gpt2_core.checkpoints needs a little-endian machine: views of files are used as they are")
