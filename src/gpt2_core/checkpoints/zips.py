@@ -1,0 +1,148 @@
+"""Where the files of a stored (uncompressed) zip archive stand, so that they can be mapped rather than unpacked.
+
+Refused: compressed or encrypted entries, entries that overlap, that stand twice, or whose name would leave a folder.
+Source: PKWARE's APPNOTE 6.3.9, sections 4.3.7 (local header), 4.3.12 (directory), 4.3.14 to 4.3.16 (its end).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gpt2_core.checkpoints.tensors import MappedFile
+from gpt2_core.errors import CheckpointFormatError, UnsafeCheckpointError
+
+_END = struct.Struct("<4s4H2IH")
+_LOCATOR = struct.Struct("<4sIQI")
+_END64 = struct.Struct("<4sQ2H2I4Q")
+_DIRECTORY = struct.Struct("<4s6H3I5H2I")
+_LOCAL = struct.Struct("<4s5H3I2H")
+_LONGEST_COMMENT = 0xFFFF
+_ENCRYPTED = 1 << 0 | 1 << 6 | 1 << 13
+_MOST_DIRECTORY = 1 << 24  # bytes; a state dict has about eighty per tensor
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of an archive: `size` bytes at `offset`, and their checksum."""
+
+    offset: int
+    size: int
+    crc: int
+
+
+def entries(file: MappedFile) -> dict[str, Entry]:
+    """The files of the archive by name, in the order of its directory.
+
+    Raises: CheckpointFormatError if it is damaged, UnsafeCheckpointError for what no checkpoint needs.
+    """
+    try:
+        count, start, end = _find_directory(file)
+        found: dict[str, Entry] = {}
+        regions = []
+        for name, local, entry in _directory(file, count, start, end):
+            if name in found:
+                raise CheckpointFormatError(f"the archive holds {name[:200]!r} twice; fetch the file again")
+            found[name] = entry
+            regions.append((local, entry.offset + entry.size, name))
+    except (struct.error, UnicodeDecodeError) as cause:
+        raise _damaged(str(cause)) from cause
+    reached = 0
+    for begin, stop, name in sorted(regions):
+        if begin < reached or stop > start:
+            raise UnsafeCheckpointError(
+                f"the archive's entry {name[:200]!r} overlaps another part of it; it was made to deceive, "
+                f"or is damaged: fetch it again from a source you trust"
+            )
+        reached = stop
+    return found
+
+
+def _find_directory(file: MappedFile) -> tuple[int, int, int]:
+    """How many entries the directory has, where it starts, where it ends."""
+    tail_at = max(0, file.size - _END.size - _LONGEST_COMMENT)
+    tail = file.bytes(tail_at, file.size - tail_at)
+    found = tail.rfind(b"PK\5\6")
+    if found < 0:
+        raise _damaged("its directory is missing")
+    at = tail_at + found
+    _, disk, first_disk, here, count, size, start, comment = _END.unpack(file.bytes(at, _END.size))
+    if at + _END.size + comment != file.size:
+        raise _damaged("it goes on after its end")
+    end = at
+    locator = file.bytes(max(0, at - _LOCATOR.size), _LOCATOR.size)
+    if locator[:4] == b"PK\6\7":
+        _, _, end, _ = _LOCATOR.unpack(locator)
+        mark, _, _, _, disk, first_disk, here, count, size, start = _END64.unpack(file.bytes(end, _END64.size))
+        if mark != b"PK\6\6" or end + _END64.size + _LOCATOR.size != at:
+            raise _damaged("its zip64 directory is not where it should be")
+    if disk or first_disk or here != count or start + size != end:
+        raise _damaged("its directory is not where it should be")
+    if size > _MOST_DIRECTORY:
+        raise CheckpointFormatError(f"the archive's directory has {size} bytes; expected at most {_MOST_DIRECTORY}")
+    return count, start, end
+
+
+def _directory(file: MappedFile, count: int, start: int, end: int) -> Iterator[tuple[str, int, Entry]]:
+    """Each entry's name, where its local header stands, and its data."""
+    data = file.bytes(start, end - start)
+    at = 0
+    for _ in range(count):
+        (mark, _, _, flags, method, _, _, crc, packed, size, names, extras, comments, disk, _, _, local) = (
+            _DIRECTORY.unpack_from(data, at)
+        )
+        at += _DIRECTORY.size
+        raw, extra = data[at : at + names], data[at + names : at + names + extras]
+        at += names + extras + comments
+        name = _check_name(raw)
+        size, packed, local = _widened(extra, size, packed, local)
+        if mark != b"PK\1\2" or disk:
+            raise _damaged(f"its directory is wrong at {name[:200]!r}")
+        if flags & _ENCRYPTED:
+            raise UnsafeCheckpointError(f"the archive's entry {name[:200]!r} is encrypted; no checkpoint is")
+        if method or packed != size:
+            raise UnsafeCheckpointError(
+                f"the archive's entry {name[:200]!r} is compressed ({packed} to {size} bytes); torch.save never "
+                f"compresses: unpack it and save it again if you trust it"
+            )
+        yield name, local, Entry(_data_at(file, local, raw), size, crc)
+    if at != len(data):
+        raise _damaged("its directory does not hold the files it counts")
+
+
+def _widened(extra: bytes, size: int, packed: int, local: int) -> tuple[int, int, int]:
+    """Sizes and the offset, those of 0xFFFFFFFF replaced by the zip64 field's (id 1) in this order."""
+    fields = [size, packed, local]
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, at)
+        if kind == 1:
+            wide = extra[at + 4 : at + 4 + length]
+            for index, value in enumerate(fields):
+                if value == 0xFFFFFFFF:
+                    fields[index] = struct.unpack_from("<Q", wide)[0]
+                    wide = wide[8:]
+        at += 4 + length
+    return fields[0], fields[1], fields[2]
+
+
+def _data_at(file: MappedFile, local: int, name: bytes) -> int:
+    """The offset of an entry's data: its local header says, and has to agree with the directory."""
+    header = file.bytes(local, _LOCAL.size) if local < file.size else b""
+    mark, _, flags, method, _, _, _, _, _, names, extras = _LOCAL.unpack(header)
+    at = local + _LOCAL.size
+    if mark != b"PK\3\4" or method or flags & _ENCRYPTED or file.bytes(at, names) != name:
+        raise _damaged(f"the header of {name[:200]!r} does not agree with the directory")
+    return int(at + names + extras)
+
+
+def _check_name(raw: bytes) -> str:
+    name = raw.decode("utf-8")
+    if name.startswith("/") or ".." in name.split("/") or any(mark in name for mark in "\\:\0"):
+        raise UnsafeCheckpointError(f"the archive holds {name[:200]!r}, a name outside of it; do not use this file")
+    return name
+
+
+def _damaged(how: str) -> CheckpointFormatError:
+    return CheckpointFormatError(f"the zip archive is truncated or damaged: {how}; fetch the file again")
