@@ -106,7 +106,8 @@ class Attention(nn.Module):
         q: Tensor,  # (B, H, T, D)
         k: Tensor,  # (B, H, S, D)
         v: Tensor,  # (B, H, S, D)
-        mask: Tensor | None,  # (1 or B, 1, T, S); None where every query sees all before it and T is S or 1
+        mask: Tensor | None,  # (1 or B, 1, T, S); None where ``causal`` says it all
+        causal: bool,  # without a mask: T is S and each query sees what came before; else one query sees everything
         head_mask: Tensor | None = None,
         need_probs: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
@@ -123,9 +124,8 @@ class Attention(nn.Module):
                 mask = visible(q.size(2), k.size(2), None, q.device)
             y, probs = attend(q, k, v, mask, scale=self.scale, dropout=dropout, head_mask=head_mask, upcast=self.upcast)
         else:
-            causal = mask is None and q.size(2) > 1
             y = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=self.scale
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal and mask is None, scale=self.scale
             )
         y = y.transpose(1, 2).flatten(2)  # (B, T, H * D)
         return self.resid_dropout(self.c_proj(y)), probs if need_probs else None

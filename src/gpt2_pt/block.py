@@ -71,6 +71,7 @@ class Block(nn.Module):
         self,
         x: Tensor,  # (B, T, C)
         mask: Tensor | None,
+        causal: bool,
         head_mask: Tensor | None,
         remember: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
         need_probs: bool,
@@ -81,7 +82,7 @@ class Block(nn.Module):
         """
         q, k, v = self.attn.qkv(self.ln_1(x))
         k, v = remember(k, v)
-        attended, probs = self.attn(q, k, v, mask, head_mask, need_probs)
+        attended, probs = self.attn(q, k, v, mask, causal, head_mask, need_probs)
         x = x + attended
         x = x + self.mlp(self.ln_2(x))
         return x, probs

@@ -1,0 +1,5 @@
+"""Text from a model."""
+
+
+class GenerationMixin:
+    """Placeholder."""

@@ -1,0 +1,179 @@
+"""What all models share: building from a seed, loading, saving, tying, resizing, pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gpt2_core.config import GPT2Config
+from gpt2_core.errors import ConfigError, InputError
+from gpt2_core.initialization import initial_value
+from gpt2_core.parameters import Head, Parameter, parameter_table
+
+Model = TypeVar("Model", bound="PreTrainedModel")
+
+
+def linear(n_in: int, n_out: int, bias: bool = True) -> nn.Linear:
+    """A linear layer without values: they come from the seed or from a checkpoint."""
+    with torch.device("meta"):
+        layer = nn.Linear(n_in, n_out, bias=bias)
+    return layer.to_empty(device=torch.get_default_device())
+
+
+class PreTrainedModel(nn.Module):
+    """The base of every model: a config, parameters as the table says, and the ways in and out of files."""
+
+    head: Head
+    config: GPT2Config
+
+    def __init__(self, config: GPT2Config, seed: int | None = 0) -> None:
+        """Build from ``config`` with the initial values of ``seed``; None leaves the values undefined.
+
+        Raises: ConfigError, where ``config`` is no GPT2Config.
+        """
+        super().__init__()
+        if not isinstance(config, GPT2Config):
+            raise ConfigError(
+                f"the model needs a GPT2Config, got {type(config).__name__}; "
+                f"for trained weights use {type(self).__name__}.from_pretrained(name_or_folder)"
+            )
+        self.config = config
+        self._build(config)
+        if seed is not None:
+            self._initialise(seed)
+
+    def _build(self, config: GPT2Config) -> None:
+        raise NotImplementedError
+
+    # -- parameters ------------------------------------------------------------------------------------------
+
+    def parameter_table(self) -> tuple[Parameter, ...]:
+        """The rows of core's table for this model, in the order of the forward pass."""
+        return parameter_table(self.config, self.head)
+
+    @torch.no_grad()
+    def _initialise(self, seed: int) -> None:
+        for row in self.parameter_table():
+            parameter = self.get_parameter(row.name)
+            if not parameter.is_meta:
+                parameter.copy_(torch.from_numpy(initial_value(row, seed)))
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """How many numbers the model holds; a tied head counts once."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameters' number format."""
+        return next(self.parameters()).dtype
+
+    @property
+    def _body(self) -> Any:
+        """The transformer: this model itself, or what its head stands on."""
+        return self if self.head is Head.NONE else self.transformer
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token table, (V, C)."""
+        table: nn.Embedding = self._body.wte
+        return table
+
+    def set_input_embeddings(self, table: nn.Embedding) -> None:
+        """Replace the token table; the config's vocab_size and a tied head follow.
+
+        Raises: InputError, where the width is not n_embd.
+        """
+        rows, width = table.weight.shape
+        if width != self.config.n_embd:
+            raise InputError(f"the new token table is {width} wide, expected n_embd={self.config.n_embd}")
+        own = self._body.wte
+        own.weight, own.num_embeddings = table.weight, rows
+        self._set_config(vocab_size=rows)
+        self.tie_weights()
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The language-model head, or None where the model has none."""
+        return getattr(self, "lm_head", None)
+
+    def tie_weights(self) -> None:
+        """Make the language-model head the token table itself, where the config says they are one."""
+        head = self.get_output_embeddings()
+        if head is not None and self.config.tie_word_embeddings:
+            head.weight = self._body.wte.weight
+            head.out_features = head.weight.shape[0]
+
+    def _set_config(self, **changes: Any) -> None:
+        self.config = self.config.replace(**changes)
+        self._body.config = self.config
+
+    @torch.no_grad()
+    def resize_token_embeddings(self, size: int) -> nn.Embedding:
+        """Grow or cut the vocabulary to ``size`` tokens; new rows start at the mean of the old ones.
+
+        The mean keeps the chance of the new tokens near that of an average one, instead of far above it.
+
+        Raises: InputError, for a size below 1.
+        """
+        if not isinstance(size, int) or size < 1:
+            raise InputError(f"the new vocabulary size is {size!r}, expected a whole number of at least 1")
+
+        def resized(old: Tensor) -> nn.Parameter:
+            rows = old[:size]
+            if size > old.size(0):
+                mean = old.mean(
+                    dim=0, keepdim=True, dtype=torch.float64 if old.dtype == torch.float64 else torch.float32
+                )
+                rows = torch.cat((rows, mean.to(old.dtype).expand(size - old.size(0), -1)))
+            return nn.Parameter(rows.clone(), requires_grad=requires_grad)
+
+        table = self._body.wte
+        requires_grad = table.weight.requires_grad
+        table.weight, table.num_embeddings = resized(table.weight), size
+        head = self.get_output_embeddings()
+        if head is not None and not self.config.tie_word_embeddings:
+            head.weight, head.out_features = resized(head.weight), size
+        self._set_config(vocab_size=size)
+        self.tie_weights()
+        return self.get_input_embeddings()
+
+    @torch.no_grad()
+    def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
+        """Remove attention heads for good: ``{layer: [heads]}``, numbered as in the unpruned model.
+
+        Heads already removed are skipped. The config remembers, so a saved model loads as it is.
+
+        Raises: ConfigError, for layers or heads that do not exist, or where a layer would keep none.
+        """
+        before = self.config
+        merged = {layer: set(heads) for layer, heads in before.pruned_heads.items()}
+        for layer, heads in heads_to_prune.items():
+            merged.setdefault(layer, set()).update(heads)
+        after = before.replace(pruned_heads={layer: tuple(heads) for layer, heads in merged.items()})
+        D = before.head_dim
+        for layer in after.pruned_heads:
+            alive = [h for h in range(before.n_head) if h not in before.pruned_heads.get(layer, ())]
+            kept = [i for i, h in enumerate(alive) if h not in after.pruned_heads[layer]]
+            attn = self._body.h[layer].attn
+            index = (torch.tensor(kept).unsqueeze(1) * D + torch.arange(D)).flatten().to(attn.c_proj.weight.device)
+            width = len(alive) * D
+            packed = torch.cat([index + part * width for part in range(3)])
+            attn.c_attn.weight = nn.Parameter(attn.c_attn.weight[:, packed].clone())
+            attn.c_attn.bias = nn.Parameter(attn.c_attn.bias[packed].clone())
+            attn.c_proj.weight = nn.Parameter(attn.c_proj.weight[index].clone())
+            attn.n_head = len(kept)
+        self._set_config(pruned_heads=after.pruned_heads)
+
+    def gradient_checkpointing_enable(self) -> None:
+        """In training, recompute each block in the backward pass instead of keeping its activations."""
+        self._body.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations again."""
+        self._body.gradient_checkpointing = False
