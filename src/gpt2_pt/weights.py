@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gpt2_core.checkpoints import Tensor as FileTensor
+from gpt2_core.checkpoints.naming import BUFFERS, LM_HEAD, Matching, names_in_file
 from gpt2_core.config import GPT2Config
-from gpt2_core.errors import ConfigError, InputError
+from gpt2_core.errors import ConfigError, InputError, nearest
 from gpt2_core.initialization import initial_value
 from gpt2_core.parameters import Head, Parameter, parameter_table
+from gpt2_core.pretrained import open_pretrained, save_pretrained
 
 Model = TypeVar("Model", bound="PreTrainedModel")
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
 
 
 def linear(n_in: int, n_out: int, bias: bool = True) -> nn.Linear:
@@ -23,11 +35,63 @@ def linear(n_in: int, n_out: int, bias: bool = True) -> nn.Linear:
     return layer.to_empty(device=torch.get_default_device())
 
 
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """What ``dtype`` means; None for the file's own."""
+    if dtype is None:
+        return torch.get_default_dtype()
+    if dtype == "auto":
+        return None
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        hint = nearest(str(dtype), list(DTYPES))
+        raise InputError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}, or 'auto' for the file's own{hint}")
+    return found
+
+
+def _to_torch(tensor: FileTensor) -> Tensor:
+    """The tensor of a file, without a copy where the file is mapped."""
+    raw = tensor.raw()
+    if tensor.dtype == "bfloat16":
+        return torch.from_numpy(raw.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(raw)
+
+
+def _to_file(parameter: Tensor) -> FileTensor:
+    """The tensor as a writer wants it, fetched from the device only when its turn comes."""
+    name = str(parameter.dtype).removeprefix("torch.")
+
+    def load() -> np.ndarray[Any, Any]:
+        value = parameter.detach().contiguous().cpu()
+        if name == "bfloat16":
+            return value.view(torch.int16).numpy().view(np.uint16)
+        return value.numpy()
+
+    return FileTensor(name, tuple(parameter.shape), load)
+
+
+def _accept_hub_names(module: PreTrainedModel, state: dict[str, Any], prefix: str, *unused: Any) -> None:
+    """Let ``load_state_dict`` take the hub's files: names without ``transformer.``, old buffers, a tied head."""
+    have = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    for ours, theirs in names_in_file(have, module.parameter_table()).items():
+        if ours != theirs and theirs in have:
+            state[prefix + ours] = state.pop(prefix + theirs)
+    body = "" if module.head is Head.NONE else "transformer."
+    for layer in range(module.config.n_layer):
+        for buffer in BUFFERS:
+            for name in (f"{body}h.{layer}.{buffer}", f"h.{layer}.{buffer}"):
+                state.pop(prefix + name, None)
+    tokens = f"{prefix}{body}wte.weight"
+    if module.get_output_embeddings() is not None and module.config.tie_word_embeddings and tokens in state:
+        state.setdefault(prefix + LM_HEAD, state[tokens])
+
+
 class PreTrainedModel(nn.Module):
     """The base of every model: a config, parameters as the table says, and the ways in and out of files."""
 
     head: Head
     config: GPT2Config
+    #: How the file that this model was loaded from went with it: what was ignored and why, what started afresh.
+    loaded: Matching | None = None
 
     def __init__(self, config: GPT2Config, seed: int | None = 0) -> None:
         """Build from ``config`` with the initial values of ``seed``; None leaves the values undefined.
@@ -42,11 +106,85 @@ class PreTrainedModel(nn.Module):
             )
         self.config = config
         self._build(config)
+        self.register_load_state_dict_pre_hook(_accept_hub_names)
         if seed is not None:
             self._initialise(seed)
 
     def _build(self, config: GPT2Config) -> None:
         raise NotImplementedError
+
+    # -- files -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        name_or_folder: str | Path,
+        *,
+        config: GPT2Config | None = None,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        seed: int = 0,
+    ) -> Model:
+        """A trained model by name, folder or file, in any format that can be read, in evaluation mode.
+
+        Args:
+            name_or_folder: "gpt2-tales", a hub name such as "openai-community/gpt2", a folder, or a checkpoint file.
+            config: instead of the config.json found there.
+            dtype: number format of the parameters; None is PyTorch's default (float32), "auto" is the file's own.
+            device: where they go; None is PyTorch's default.
+            revision, cache_dir, local_files_only: as the hub takes them.
+            seed: initial values of a classification head that the file does not have.
+
+        Weights that need no conversion are not copied: they are copy-on-write views of the mapped file, so loading
+        costs little, and changing them leaves the file as it is.
+
+        Raises: HubError, ConfigError, or CheckpointError and its kinds.
+        """
+        target = _dtype(dtype)
+        place = torch.device(device) if device is not None else torch.get_default_device()
+        pretrained = open_pretrained(
+            name_or_folder,
+            cls.head,
+            config=config,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            writable=True,
+        )
+        with pretrained.checkpoint, torch.device("meta"):
+            model = cls(pretrained.config, seed=None)
+            for row, tensor in pretrained.tensors(seed):
+                value = _to_torch(tensor).to(device=place, dtype=target)
+                owner, _, leaf = row.name.rpartition(".")
+                setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+                tensor.release()
+        model.tie_weights()
+        model.loaded = pretrained.matching
+        return model.eval()
+
+    def save_pretrained(
+        self, folder: str | Path, format: str = "safetensors", max_shard_bytes: int | None = None
+    ) -> Path:
+        """Write config.json and weights into ``folder``: all of it or, whatever happens, none of it.
+
+        Args:
+            format: "safetensors" or "bin".
+            max_shard_bytes: split the weights into files of at most so many bytes, with an index.
+
+        Raises: CheckpointError for an unknown format, WriteError where the system refuses.
+        """
+        return save_pretrained(
+            folder,
+            self.config,
+            self.head,
+            {row.name: _to_file(self.get_parameter(row.name)) for row in self.parameter_table()},
+            architecture=type(self).__name__,
+            format=format,
+            max_shard_bytes=max_shard_bytes,
+        )
 
     # -- parameters ------------------------------------------------------------------------------------------
 
