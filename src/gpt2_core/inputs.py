@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from gpt2_core.config import GPT2Config
 from gpt2_core.errors import InputError
 
@@ -118,3 +121,43 @@ def check_labels_shape(name: str, got: tuple[int, ...], expected: tuple[int, ...
     """
     if tuple(got) != tuple(expected):
         raise InputError(f"{name} has shape {tuple(got)}, expected {tuple(expected)}")
+
+
+def check_ids(name: str, values: ArrayLike, size: int, remedy: str) -> NDArray[np.int64]:
+    """Whole numbers from 0 to ``size - 1``, as int64: for input that is in numpy already.
+
+    Raises: InputError, for another kind of number or one out of range.
+    """
+    given = np.asarray(values)
+    if given.dtype.kind not in "iu":
+        raise InputError(f"{name} has dtype {given.dtype}, expected whole numbers")
+    if given.size and (given.min() < 0 or given.max() >= size):
+        raise out_of_range(name, int(given.min()), int(given.max()), size, remedy)
+    return given.astype(np.int64)
+
+
+def unreadable_past(config: GPT2Config, kind: str) -> InputError:
+    """The error for a ``past`` of type ``kind`` that holds no pairs."""
+    return InputError(
+        f"past is a {kind}, expected {config.n_layer} pairs (key, value): pass back what this model returned"
+    )
+
+
+def bad_head_mask(config: GPT2Config, shape: tuple[int, ...]) -> InputError:
+    """The error for a head mask of a shape that fits neither heads nor layers."""
+    return InputError(
+        f"head_mask has shape {tuple(shape)}, expected ({config.n_head},), "
+        f"({config.n_layer}, {config.n_head}) or ({config.n_layer}, batch, head, position, position)"
+    )
+
+
+def check_both_positions(start_positions: Any, end_positions: Any) -> None:
+    """An answer has both a start and an end, or is not given at all.
+
+    Raises: InputError.
+    """
+    if (start_positions is None) != (end_positions is None):
+        raise InputError("got only one of start_positions and end_positions; give both, or neither")
+
+
+CHOICE_REMEDY = "mc_token_ids are positions within the new tokens of each choice"
