@@ -28,6 +28,7 @@ ACTIVATIONS = (
     "tanh",
 )
 SUMMARY_TYPES = ("cls_index", "last", "first", "mean")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 # Newer names of the same things, as later libraries write them: alias -> field.
 ALIASES: Mapping[str, str] = MappingProxyType(
@@ -354,6 +355,8 @@ def _check_plain_values(config: GPT2Config) -> None:
         refuse("summary_type", f"one of {', '.join(SUMMARY_TYPES)}")
     if config.summary_activation not in (None, "tanh"):
         refuse("summary_activation", "None or 'tanh'")
+    if config.problem_type is not None and config.problem_type not in PROBLEM_TYPES:
+        refuse("problem_type", f"None or one of {', '.join(PROBLEM_TYPES)}")
     for name in ("bos_token_id", "pad_token_id"):
         value = getattr(config, name)
         if value is not None and (not _is_int(value) or value < 0):
