@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from gpt2_core.config import GPT2Config
-from gpt2_core.errors import ConfigError
+from gpt2_core.errors import ConfigError, nearest
 
 PREFIX = "transformer."
 
@@ -29,6 +29,11 @@ class Head(str, Enum):
     SEQUENCE = "sequence"
     TOKEN = "token"
     QA = "qa"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Head:
+        known = [head.value for head in cls]
+        raise ConfigError(f"head is {value!r}, expected one of {', '.join(known)}{nearest(str(value), known)}")
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -240,6 +241,23 @@ class ReferenceModel:
     def from_seed(cls, config: GPT2Config, head: Head | str = Head.LM, seed: int = 0) -> ReferenceModel:
         """A model with the project's seeded initial values, the same bits as in every framework."""
         return cls(config, initial_values(config, head, seed), head)
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_folder: str | Path, head: Head | str = Head.LM, *, seed: int = 0, **options: Any
+    ) -> ReferenceModel:
+        """A trained model by name, folder or file; ``options`` are those of `gpt2_core.pretrained.open_pretrained`.
+
+        ``seed`` gives the values of a classification head that the file does not have. In float64 a model takes twice
+        the memory of its float32 file.
+
+        Raises: HubError, ConfigError, or CheckpointError and its kinds.
+        """
+        from gpt2_core.pretrained import open_pretrained
+
+        pretrained = open_pretrained(name_or_folder, head, **options)
+        with pretrained.checkpoint:
+            return cls(pretrained.config, {row.name: tensor.array() for row, tensor in pretrained.tensors(seed)}, head)
 
     def language_model(self) -> ReferenceModel:
         """This model as a plain language model: itself, or a double-heads model without its choice head.
