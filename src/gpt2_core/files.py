@@ -121,6 +121,7 @@ def atomic_folder(
         else:
             finish_interrupted_save(target)
             _remove_orphans(target, STAGING, "")
+            _remove_orphans(target, f".{JOURNAL}.", ".tmp")
             stage = target / STAGING
         stage.mkdir()
         lock = _lock(stage)
