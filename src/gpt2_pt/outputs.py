@@ -39,7 +39,7 @@ def _register(cls: type[Output]) -> None:
         flatten,
         unflatten,
         serialized_type_name=f"gpt2_core.outputs.{cls.__name__}",
-        flatten_with_keys_fn=flatten_with_keys,  # type: ignore[arg-type]
+        flatten_with_keys_fn=flatten_with_keys,
     )
 
 
@@ -49,6 +49,6 @@ for _cls in (BaseOutput, LMOutput, DoubleHeadsOutput, ClassifierOutput, Question
 pytree.register_pytree_node(
     Past,
     lambda past: ([tensor for pair in past for tensor in pair], None),
-    lambda tensors, _: Past(zip(*[iter(tensors)] * 2, strict=True)),  # type: ignore[arg-type]
+    lambda tensors, _: Past(zip(*[iter(tensors)] * 2, strict=True)),
     serialized_type_name="gpt2_pt.cache.Past",
 )

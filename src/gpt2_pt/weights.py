@@ -106,7 +106,7 @@ class PreTrainedModel(nn.Module):
             )
         self.config = config
         self._build(config)
-        self.register_load_state_dict_pre_hook(_accept_hub_names)
+        self.register_load_state_dict_pre_hook(_accept_hub_names)  # type: ignore[no-untyped-call]
         if seed is not None:
             self._initialise(seed)
 
