@@ -97,12 +97,12 @@ class GPT2Config:
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        if isinstance(self.eos_token_id, list):
+        if isinstance(self.eos_token_id, (list, tuple)):
             put("eos_token_id", tuple(self.eos_token_id))
         _check_plain_values(self)
         put("pruned_heads", _normal_pruned_heads(self))
         if self.id2label is not None:
-            labels = {int(key): str(value) for key, value in self.id2label.items()}
+            labels = _normal_labels(self.id2label)
             if len(labels) != self.num_labels:
                 raise ConfigError(
                     f"id2label names {len(labels)} labels but num_labels is {self.num_labels}; "
@@ -196,7 +196,7 @@ class GPT2Config:
             else:
                 known[name] = value
         if known.get("id2label") is not None and "num_labels" not in known:
-            known["num_labels"] = len(known["id2label"])
+            known["num_labels"] = len(_normal_labels(known["id2label"]))
         if known.get("pruned_heads") is None:
             known.pop("pruned_heads", None)
         model_type = extra.pop("model_type", "gpt2")
@@ -364,6 +364,13 @@ def _check_plain_values(config: GPT2Config) -> None:
     ids = config.eos_token_ids
     if not all(_is_int(value) and value >= 0 for value in ids):
         refuse("eos_token_id", "None, a token id of at least 0, or several of them")
+
+
+def _normal_labels(given: Any) -> dict[int, str]:
+    try:
+        return {int(key): str(value) for key, value in given.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise ConfigError(f"id2label is {given!r}, expected a mapping of label numbers to names") from None
 
 
 def _normal_pruned_heads(config: GPT2Config) -> Mapping[int, tuple[int, ...]]:
