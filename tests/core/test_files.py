@@ -47,7 +47,7 @@ def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-# One file ------------------------------------------------------------------------------------------------------------
+# One file -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_written_file_appears_whole_and_alone(tmp_path: Path) -> None:
@@ -77,12 +77,14 @@ def test_an_exception_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_the_old_file_and_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("old")
-    with pytest.raises(
-        WriteError, match=r"cannot write .*a: No space left.*nothing was changed.*free some space"
-    ) as got:
-        with atomic_write(tmp_path / "a") as file:
-            file.write(b"half")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with (
+        pytest.raises(
+            WriteError, match=r"cannot write .*a: No space left.*nothing was changed.*free some space"
+        ) as got,
+        atomic_write(tmp_path / "a") as file,
+    ):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert content(tmp_path) == {"a": "old"}
     assert isinstance(got.value, OSError) and isinstance(got.value, Gpt2Error) and got.value.errno == errno.ENOSPC
 
@@ -165,7 +167,7 @@ def test_the_temporary_file_of_a_living_writer_is_left_alone(tmp_path: Path) -> 
     assert content(tmp_path) == {"a": "one"}
 
 
-# A folder ------------------------------------------------------------------------------------------------------------
+# A folder -------------------------------------------------------------------------------------------------------------
 
 OLD_SHARDS: Files = {"config.json": "old", "w.index.json": "old", "w-1": "old", "w-2": "old", "notes": "mine"}
 OLD_SINGLE: Files = {"config.json": "old", "w": "old", "notes": "mine"}
@@ -393,7 +395,7 @@ def test_a_journal_that_leads_out_of_its_folder_is_refused(tmp_path: Path, name:
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"place": 1, "remove": []}', "[" * 100_000, "\xff"])
 def test_a_damaged_journal_is_reported(tmp_path: Path, text: str) -> None:
     (tmp_path / JOURNAL).write_bytes(text.encode("latin1"))
-    with pytest.raises(CheckpointError, match="damaged|not written by this library"):
+    with pytest.raises(CheckpointError, match=r"damaged|not written by this library"):
         finish_interrupted_save(tmp_path)
 
 
@@ -406,7 +408,7 @@ def test_an_interrupted_save_in_a_read_only_folder_is_an_error_not_a_mixture(tmp
     (tmp_path / JOURNAL).write_text(json.dumps({"place": ["w-1"], "remove": ["w-2"]}))
     tmp_path.chmod(0o500)
     try:
-        with pytest.raises(CheckpointError, match="interrupted.*write permission"):
+        with pytest.raises(CheckpointError, match=r"interrupted.*write permission"):
             finish_interrupted_save(tmp_path)
     finally:
         tmp_path.chmod(0o700)
@@ -430,7 +432,7 @@ def test_a_link_may_not_leave_the_folder_unless_the_hubs_cache_made_it(tmp_path:
     (folder / "within").symlink_to("real")
     (folder / "real").write_text("x")
     assert file_inside(folder, "within", what="it").exists()
-    with pytest.raises(UnsafeCheckpointError, match="symbolic link to .*secret"):
+    with pytest.raises(UnsafeCheckpointError, match=r"symbolic link to .*secret"):
         file_inside(folder, "out", what="it")
 
     snapshot = tmp_path / "models--a--b" / "snapshots" / "c0ffee"
