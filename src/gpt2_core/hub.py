@@ -101,6 +101,8 @@ def embedded_model() -> Path:
 def _local(name_or_folder: str | os.PathLike[str]) -> Path | None:
     """The folder meant, if it is one on this machine; None if it can only be a name of the hub."""
     text = os.fspath(name_or_folder)
+    if not text:
+        raise HubError("'' is not a model's name; expected one such as 'gpt2' or 'owner/name', or an existing folder")
     try:
         path = Path(text).expanduser()
         if path.is_dir():
