@@ -33,7 +33,7 @@ class Conv1D(nn.Module):
 
 
 def visible(T: int, S: int, attention_mask: Tensor | None, device: torch.device) -> Tensor:
-    """Which key each query may see: (1 or B, 1, T, S), True where it may.
+    """Which key each query may see: (1 or B, 1, T, S), True where it may; ``attention_mask`` (B, S) is boolean.
 
     A query sees itself and what came before, except padding; itself always, so that a padded query has a defined
     (and unused) result instead of 0/0.
@@ -43,7 +43,7 @@ def visible(T: int, S: int, attention_mask: Tensor | None, device: torch.device)
     causal = key <= query  # (T, S)
     if attention_mask is None:
         return causal.view(1, 1, T, S)
-    real = attention_mask.to(torch.bool).view(-1, 1, 1, S)
+    real = attention_mask.view(-1, 1, 1, S)
     return (causal & real) | (key == query)
 
 

@@ -6,15 +6,15 @@ a continuation appends in place where nobody else has appended, and copies other
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gpt2_core.config import GPT2Config
-from gpt2_core.errors import InputError
-from gpt2_core.inputs import check_past, check_past_shape
+from gpt2_core.inputs import check_past, check_past_shape, unreadable_past
 
 Layer = tuple[Tensor, Tensor]
 
@@ -25,10 +25,23 @@ class _Store:
     def __init__(self, layers: list[Layer], filled: int) -> None:
         self.layers = layers
         self.filled = filled
+        self._lock = threading.Lock()
 
-    @property
-    def capacity(self) -> int:
-        return self.layers[0][0].size(2)
+    def claim(self, start: int, stop: int, like: Tensor) -> bool:
+        """Take positions ``start`` to ``stop`` for good, if they are free and numbers like ``like`` fit there.
+
+        Two threads may continue one ``past``, as when a server keeps that of a common prompt: one of them gets it.
+        """
+        buffer = self.layers[0][0]
+        if buffer.dtype != like.dtype or buffer.device != like.device or buffer.size(2) < stop:
+            return False
+        if buffer.is_inference() and not torch.is_inference_mode_enabled():
+            return False  # PyTorch forbids writing to these tensors outside inference mode
+        with self._lock:
+            if self.filled != start:
+                return False
+            self.filled = stop
+            return True
 
 
 class Past(tuple[Layer, ...]):
@@ -40,6 +53,10 @@ class Past(tuple[Layer, ...]):
         self = super().__new__(cls, layers)
         self._store = store
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the room behind it, and as a copy of its own.
+        return (Past, (tuple((key.clone(), value.clone()) for key, value in self),))
 
     @property
     def length(self) -> int:
@@ -60,24 +77,25 @@ def read_past(past: Any, config: GPT2Config, batch: int) -> Past | None:
 
     Raises: InputError, where layers, batch or heads do not fit the model.
     """
-    if past is None or isinstance(past, Past):
-        layers: Sequence[Any] = past or ()
-    else:
+    if past is None:
+        return None
+    layers: Any = past
+    if not isinstance(past, Past):
         try:
             layers = [(layer[0], layer[1]) for layer in past]
         except (TypeError, IndexError):
-            raise InputError(
-                f"past is a {type(past).__name__}, expected {config.n_layer} pairs (key, value): "
-                "pass back what this model returned"
-            ) from None
+            raise unreadable_past(config, type(past).__name__) from None
     if len(layers) == 0:
         return None
     check_past(config, len(layers))
-    length = layers[0][0].size(2)
+    first = layers[0][0]
+    length = first.shape[2] if isinstance(first, Tensor) and first.dim() == 4 else 0
     for i, pair in enumerate(layers):
         for tensor in pair:
+            if not isinstance(tensor, Tensor):
+                raise unreadable_past(config, f"{type(past).__name__} of {type(tensor).__name__}")
             check_past_shape(i, tuple(tensor.shape), (batch, config.heads_of(i), length, config.head_dim))
-    return past if isinstance(past, Past) else Past(layers)
+    return layers if isinstance(layers, Past) else Past(layers)
 
 
 class Recorder:
@@ -92,34 +110,28 @@ class Recorder:
         self.n_layer = config.n_layer
         self.layers: list[Layer] = []
         # In-place writes would break gradients and defeat tracing: there plain concatenation serves.
-        in_place = keep and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        self.buffers: list[Layer] | None = None
-        if in_place:
-            self.buffers = self._claim(past) or []
-
-    def _claim(self, past: Past | None) -> list[Layer] | None:
-        """The buffers of ``past``, if the room behind it is still free; it is ours from here on."""
-        store = past._store if past is not None else None
-        if store is None or store.filled != self.start or store.capacity < self.stop:
-            return None
-        if store.layers[0][0].is_inference() and not torch.is_inference_mode_enabled():
-            return None
-        store.filled = self.stop
-        self._claimed = store
-        return store.layers
+        self.in_place = keep and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        self.store: _Store | None = None
 
     def remember(self, layer: int, k: Tensor, v: Tensor) -> Layer:
         """Append the new keys and values (B, H, T, D) of ``layer``; returns those of all positions (B, H, S, D)."""
-        if self.buffers is None:
+        if not self.in_place:
             if self.past is not None:
                 old_k, old_v = self.past[layer]
-                k, v = torch.cat((old_k, k), dim=2), torch.cat((old_v, v), dim=2)
+                # Under autocast a past may be of another width than what is computed now.
+                k, v = torch.cat((old_k.to(k.dtype), k), dim=2), torch.cat((old_v.to(v.dtype), v), dim=2)
             if self.keep:
                 self.layers.append((k, v))
             return k, v
-        if len(self.buffers) <= layer:
-            self.buffers.append((self._grown(layer, 0, k), self._grown(layer, 1, v)))
-        buffer_k, buffer_v = self.buffers[layer]
+        if self.store is None:
+            store = self.past._store if self.past is not None else None
+            free = store is not None and store.claim(self.start, self.stop, k)
+            self.store = store if free else _Store([], self.stop)
+        assert self.store is not None
+        buffers = self.store.layers
+        if len(buffers) <= layer:
+            buffers.append((self._grown(layer, 0, k), self._grown(layer, 1, v)))
+        buffer_k, buffer_v = buffers[layer]
         buffer_k[:, :, self.start : self.stop] = k
         buffer_v[:, :, self.start : self.stop] = v
         pair = buffer_k[:, :, : self.stop], buffer_v[:, :, : self.stop]
@@ -141,7 +153,4 @@ class Recorder:
             return None
         if torch.compiler.is_compiling():
             return tuple(self.layers)
-        if self.buffers is None:
-            return Past(self.layers)
-        store = getattr(self, "_claimed", None) or _Store(self.buffers, self.stop)
-        return Past(self.layers, store)
+        return Past(self.layers, self.store)

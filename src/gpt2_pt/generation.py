@@ -56,12 +56,14 @@ class GenerationMixin:
             generation_config,
             settings,
         )
-        training = self.transformer.training
+        # Each module's own mode is put back: a part may be frozen in evaluation mode while the rest trains.
+        training = [module for module in self.transformer.modules() if module.training]
         self.transformer.eval()
         try:
             made = self._continue(plan, on_token)
         finally:
-            self.transformer.train(training)
+            for module in training:
+                module.training = True
         return torch.from_numpy(plan.result([column.cpu().numpy() for column in made])).to(self._device)
 
     @property
@@ -104,7 +106,7 @@ class GenerationMixin:
             new = new.masked_fill(finished, plan.pad_id)  # (R,)
             made.append(new)
             if on_token is not None:
-                on_token(new)
+                on_token(new.clone())
             finished = finished | torch.isin(new, eos_ids) | (step + 1 >= limits)
             if finished.all():
                 return made

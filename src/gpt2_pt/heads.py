@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from gpt2_core.config import GPT2Config
 from gpt2_core.errors import InputError
 from gpt2_core.inputs import (
+    CHOICE_REMEDY,
     IGNORED_LABELS,
     LABELS_REMEDY,
+    check_both_positions,
     check_labels_shape,
     check_not_empty,
     check_one_input,
@@ -34,10 +36,12 @@ def cross_entropy(logits: Tensor, labels: Tensor, name: str = "labels") -> Tenso
 
     Half-precision logits are taken in float32. With every label ignored the mean of nothing is nan.
 
-    Raises: InputError, for labels outside the vocabulary.
+    Raises: InputError, for labels that are no whole numbers, or, on the CPU, that lie outside the vocabulary.
     """
     keep, other = IGNORED_LABELS
     size = logits.size(-1)
+    if labels.is_floating_point():
+        raise InputError(f"{name} has dtype {labels.dtype}, expected whole numbers")
     labels = labels.to(torch.int64)
     labels = torch.where(labels == other, keep, labels)
     if not torch.compiler.is_compiling() and labels.device.type == "cpu":
@@ -218,7 +222,7 @@ class GPT2DoubleHeadsModel(GenerationMixin, PreTrainedModel):
         B, N, T = given.shape[:3]
 
         def fold(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.reshape(B * N, *tensor.shape[2:])
+            return None if tensor is None else tensor.reshape(-1, *tensor.shape[2:])
 
         out = self.transformer(
             fold(input_ids),
@@ -241,7 +245,7 @@ class GPT2DoubleHeadsModel(GenerationMixin, PreTrainedModel):
             check_labels_shape("mc_token_ids", tuple(mc_token_ids.shape), (B, N))
             index = mc_token_ids.reshape(B * N)
             if not torch.compiler.is_compiling() and index.device.type == "cpu" and ((index < -T) | (index >= T)).any():
-                raise out_of_range("mc_token_ids", int(index.min()), int(index.max()), T, POSITION_REMEDY)
+                raise out_of_range("mc_token_ids", int(index.min()), int(index.max()), T, CHOICE_REMEDY)
         mc_logits = self.multiple_choice_head(x, index).view(B, N)
 
         lm_loss = shifted_loss(logits, labels) if labels is not None else None
@@ -254,9 +258,6 @@ class GPT2DoubleHeadsModel(GenerationMixin, PreTrainedModel):
         return DoubleHeadsOutput(
             total, logits, mc_logits, out.past, out.hidden_states, out.attentions, lm_loss, mc_loss
         )
-
-
-POSITION_REMEDY = "mc_token_ids are positions within the new tokens of each choice"
 
 
 class GPT2ForSequenceClassification(PreTrainedModel):
@@ -434,8 +435,7 @@ class GPT2ForQuestionAnswering(PreTrainedModel):
         )
         start_logits, end_logits = self.qa_outputs(out.last_hidden_state).unbind(-1)  # (B, T) each
         loss = None
-        if (start_positions is None) != (end_positions is None):
-            raise InputError("got only one of start_positions and end_positions; give both, or neither")
+        check_both_positions(start_positions, end_positions)
         if start_positions is not None and end_positions is not None:
             parts = []
             T = start_logits.size(1)

@@ -16,6 +16,8 @@ from gpt2_core.errors import InputError
 from gpt2_core.inputs import (
     POSITIONS_REMEDY,
     VOCABULARY_REMEDY,
+    bad_head_mask,
+    check_labels_shape,
     check_length,
     check_mask,
     check_not_empty,
@@ -41,26 +43,28 @@ class Embedding(nn.Embedding):
     def __init__(self, rows: int, width: int) -> None:
         super().__init__(rows, width, _weight=torch.empty(rows, width))
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """(...) whole numbers -> (..., C).
+    def forward(self, ids: Tensor, label: str | None = None) -> Tensor:
+        """(...) whole numbers -> (..., C); ``label`` is what the caller knows them as.
 
         Raises: InputError for ids outside the table; on a GPU only outside training, where looking costs a wait.
         """
         if torch.compiler.is_compiling() or ids.is_meta:
             return super().forward(ids)
         if ids.dtype not in (torch.int64, torch.int32):
-            raise InputError(f"{self.label} has dtype {ids.dtype}, expected torch.int64 or torch.int32: token ids")
+            raise InputError(
+                f"{label or self.label} has dtype {ids.dtype}, expected torch.int64 or torch.int32: whole numbers"
+            )
         if ids.device.type == "cpu":
             try:
                 return super().forward(ids)
             except IndexError:
-                raise self._error(ids) from None
+                raise self._error(ids, label) from None
         if not self.training and ids.size(-1) > 1 and not ((ids >= 0) & (ids < self.num_embeddings)).all():
-            raise self._error(ids)
+            raise self._error(ids, label)
         return super().forward(ids)
 
-    def _error(self, ids: Tensor) -> InputError:
-        return out_of_range(self.label, int(ids.min()), int(ids.max()), self.num_embeddings, self.remedy)
+    def _error(self, ids: Tensor, label: str | None) -> InputError:
+        return out_of_range(label or self.label, int(ids.min()), int(ids.max()), self.num_embeddings, self.remedy)
 
 
 class PositionEmbedding(Embedding):
@@ -78,21 +82,25 @@ def positions_from(attention_mask: Tensor | None, T: int, S: int, device: torch.
     return counted.clamp_min(0)[:, S - T :]
 
 
-def layer_head_masks(head_mask: Tensor | None, config: GPT2Config) -> list[Tensor | None]:
+def layer_head_masks(head_mask: Tensor | None, config: GPT2Config, B: int, T: int, S: int) -> list[Tensor | None]:
     """One mask a layer, broadcastable to (B, H, T, S), from (H,), (n_layer, H) or (n_layer, B, H, T, S).
 
     Raises: InputError for any other shape.
     """
     if head_mask is None:
         return [None] * config.n_layer
-    if head_mask.dim() == 1:
-        return [head_mask.view(1, -1, 1, 1)] * config.n_layer
-    if head_mask.dim() in (2, 5) and head_mask.size(0) == config.n_layer:
-        return [layer.view(1, -1, 1, 1) if layer.dim() == 1 else layer for layer in head_mask]
-    raise InputError(
-        f"head_mask has shape {tuple(head_mask.shape)}, expected ({config.n_head},), "
-        f"({config.n_layer}, {config.n_head}) or ({config.n_layer}, batch, head, position, position)"
-    )
+    shape = tuple(head_mask.shape)
+    if len(shape) == 1:
+        masks = [head_mask.view(1, -1, 1, 1)] * config.n_layer
+    elif len(shape) in (2, 5) and shape[0] == config.n_layer:
+        masks = [layer.view(1, -1, 1, 1) if layer.dim() == 1 else layer for layer in head_mask.unbind(0)]
+    else:
+        raise bad_head_mask(config, shape)
+    for i, mask in enumerate(masks):
+        wanted = (B, config.heads_of(i), T, S)
+        if any(got not in (1, want) for got, want in zip(mask.shape, wanted, strict=True)):
+            raise bad_head_mask(config, shape)
+    return list(masks)
 
 
 class GPT2Model(PreTrainedModel):
@@ -155,6 +163,7 @@ class GPT2Model(PreTrainedModel):
             assert inputs_embeds is not None
             check_rank("inputs_embeds", tuple(inputs_embeds.shape), "(batch, position, n_embd)", 3)
             shape = tuple(inputs_embeds.shape[:2])
+            check_labels_shape("inputs_embeds", tuple(inputs_embeds.shape), (*shape, config.n_embd))
         check_not_empty(shape)
         B, T = shape
         past = read_past(past, config, B)
@@ -162,8 +171,13 @@ class GPT2Model(PreTrainedModel):
         S = start + T
         if position_ids is None:
             check_length(config, T, start)
+        elif tuple(position_ids.shape) not in ((T,), (1, T)):
+            check_labels_shape("position_ids", tuple(position_ids.shape), (B, T))
+        if token_type_ids is not None:
+            check_labels_shape("token_type_ids", tuple(token_type_ids.shape), (B, T))
         if attention_mask is not None:
             check_mask(tuple(attention_mask.shape), B, T, start)
+            attention_mask = attention_mask.to(torch.bool)
 
         use_cache = config.use_cache if use_cache is None else use_cache
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
@@ -175,14 +189,14 @@ class GPT2Model(PreTrainedModel):
             position_ids = positions_from(attention_mask, T, S, x.device)
         x = x + self.wpe(position_ids)
         if token_type_ids is not None:
-            x = x + self.wte(token_type_ids)
+            x = x + self.wte(token_type_ids, "token_type_ids")
         x = self.drop(x)
 
         # None means plain causal attention over T = S positions, or one query that sees everything.
         mask: Tensor | None = None
         if attention_mask is not None or (start > 0 and (T > 1 or torch.compiler.is_compiling())):
             mask = visible(T, S, attention_mask, x.device)
-        masks = layer_head_masks(head_mask, config)
+        masks = layer_head_masks(head_mask, config, B, T, S)
         recorder = Recorder(past, T, config, keep=bool(use_cache) and not checkpointing)
 
         hidden: list[Tensor] = []

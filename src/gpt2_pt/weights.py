@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from gpt2_core.checkpoints import Tensor as FileTensor
+from gpt2_core.checkpoints import open_checkpoint
 from gpt2_core.checkpoints.naming import BUFFERS, LM_HEAD, Matching, names_in_file
 from gpt2_core.config import GPT2Config
-from gpt2_core.errors import ConfigError, InputError, nearest
+from gpt2_core.errors import CheckpointError, ConfigError, InputError, nearest
 from gpt2_core.initialization import initial_value
 from gpt2_core.parameters import Head, Parameter, parameter_table
-from gpt2_core.pretrained import open_pretrained, save_pretrained
+from gpt2_core.pretrained import Pretrained, open_pretrained, save_pretrained
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 
@@ -26,6 +28,9 @@ DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float64": torch.float64,
 }
+
+
+_PIECE = 1 << 20  # numbers converted at a time while loading
 
 
 def linear(n_in: int, n_out: int, bias: bool = True) -> nn.Linear:
@@ -48,12 +53,48 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
-def _to_torch(tensor: FileTensor) -> Tensor:
-    """The tensor of a file, without a copy where the file is mapped."""
-    raw = tensor.raw()
-    if tensor.dtype == "bfloat16":
-        return torch.from_numpy(raw.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(raw)
+def _own_dtype(pretrained: Pretrained) -> torch.dtype:
+    """The number format of the file's token table, which the whole model takes under dtype="auto"."""
+    row = pretrained.table[0]
+    name = pretrained.checkpoint.dtype(pretrained.matching.names[row.name])
+    if name not in DTYPES:
+        raise CheckpointError(
+            f"{pretrained.checkpoint.path} holds {row.name} as {name}, expected one of {', '.join(DTYPES)}; say which "
+            "to convert to: dtype='float32'"
+        )
+    return DTYPES[name]
+
+
+def _holds(pretrained: Pretrained, dtype: torch.dtype) -> bool:
+    """Whether some tensor of the file is of this dtype, so that the model will look into the mapped file itself."""
+    return any(DTYPES.get(pretrained.checkpoint.dtype(name)) is dtype for name in pretrained.matching.names.values())
+
+
+def _reopened(pretrained: Pretrained) -> Pretrained:
+    """The same for reading alone: every tensor will be copied, and the pages of each can be given back at once."""
+    was = pretrained.checkpoint
+    was.close()
+    return replace(pretrained, checkpoint=open_checkpoint(was.path, format=was.format))
+
+
+def _as_torch(bits: np.ndarray[Any, Any], dtype: str) -> Tensor:
+    """The numbers that a file of ``dtype`` holds as ``bits``, in the same memory."""
+    if dtype == "bfloat16":
+        return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(bits)
+
+
+def _to_torch(tensor: FileTensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The tensor of a file: in the mapped file itself where it needs no conversion, else copied a piece at a time."""
+    bits = tensor.raw()
+    if DTYPES.get(tensor.dtype) is dtype and device.type == "cpu" and bits.flags.writeable:
+        return _as_torch(bits, tensor.dtype)
+    value = torch.empty(tensor.shape, dtype=dtype, device=device)
+    pieces, flat = torch.split(value.view(-1), _PIECE), bits.reshape(-1)
+    for at, piece in enumerate(pieces):
+        piece.copy_(_as_torch(flat[at * _PIECE : (at + 1) * _PIECE].copy(), tensor.dtype))
+        tensor.release()
+    return value
 
 
 def _to_file(parameter: Tensor) -> FileTensor:
@@ -69,8 +110,25 @@ def _to_file(parameter: Tensor) -> FileTensor:
     return FileTensor(name, tuple(parameter.shape), load)
 
 
-def _accept_hub_names(module: PreTrainedModel, state: dict[str, Any], prefix: str, *unused: Any) -> None:
-    """Let ``load_state_dict`` take the hub's files: names without ``transformer.``, old buffers, a tied head."""
+def _like(old: Tensor, value: Tensor) -> nn.Parameter:
+    """A parameter of its own memory with these numbers, frozen if ``old`` is."""
+    return nn.Parameter(value.clone(), old.requires_grad)
+
+
+def _accept_hub_names(
+    module: PreTrainedModel,
+    state: dict[str, Any],
+    prefix: str,
+    metadata: Any,
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
+    """Let ``load_state_dict`` take the hub's files: names without ``transformer.``, old buffers, a tied head.
+
+    A head that differs from the token table is reported: a tied model cannot hold both.
+    """
     have = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     for ours, theirs in names_in_file(have, module.parameter_table()).items():
         if ours != theirs and theirs in have:
@@ -82,7 +140,24 @@ def _accept_hub_names(module: PreTrainedModel, state: dict[str, Any], prefix: st
                 state.pop(prefix + name, None)
     tokens = f"{prefix}{body}wte.weight"
     if module.get_output_embeddings() is not None and module.config.tie_word_embeddings and tokens in state:
-        state.setdefault(prefix + LM_HEAD, state[tokens])
+        head = state.setdefault(prefix + LM_HEAD, state[tokens])
+        if head is not state[tokens] and not _same(head, state[tokens]):
+            errors.append(
+                f"{prefix}{LM_HEAD} differs from {tokens}, but the configuration ties them; set "
+                f"tie_word_embeddings=False to use both, or remove {prefix}{LM_HEAD} to use {tokens} alone"
+            )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers; those without numbers are taken to."""
+    if one.is_meta or other.is_meta or one.data_ptr() == other.data_ptr():
+        return True
+    return one.shape == other.shape and torch.equal(one.to(other.device), other)
+
+
+def _tie_again(module: PreTrainedModel, incompatible: Any) -> None:
+    """After ``load_state_dict(assign=True)``, which puts new parameters in the place of the shared one."""
+    module.tie_weights()
 
 
 class PreTrainedModel(nn.Module):
@@ -107,6 +182,7 @@ class PreTrainedModel(nn.Module):
         self.config = config
         self._build(config)
         self.register_load_state_dict_pre_hook(_accept_hub_names)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]
         if seed is not None:
             self._initialise(seed)
 
@@ -133,7 +209,8 @@ class PreTrainedModel(nn.Module):
         Args:
             name_or_folder: "gpt2-tales", a hub name such as "openai-community/gpt2", a folder, or a checkpoint file.
             config: instead of the config.json found there.
-            dtype: number format of the parameters; None is PyTorch's default (float32), "auto" is the file's own.
+            dtype: number format of the parameters; None is PyTorch's default (float32), "auto" is that of the file's
+                token table.
             device: where they go; None is PyTorch's default.
             revision, cache_dir, local_files_only: as the hub takes them.
             seed: initial values of a classification head that the file does not have.
@@ -143,7 +220,6 @@ class PreTrainedModel(nn.Module):
 
         Raises: HubError, ConfigError, or CheckpointError and its kinds.
         """
-        target = _dtype(dtype)
         place = torch.device(device) if device is not None else torch.get_default_device()
         pretrained = open_pretrained(
             name_or_folder,
@@ -154,13 +230,15 @@ class PreTrainedModel(nn.Module):
             local_files_only=local_files_only,
             writable=True,
         )
+        target = _dtype(dtype) or _own_dtype(pretrained)
+        if place.type != "cpu" or not _holds(pretrained, target):
+            pretrained = _reopened(pretrained)
         with pretrained.checkpoint, torch.device("meta"):
             model = cls(pretrained.config, seed=None)
             for row, tensor in pretrained.tensors(seed):
-                value = _to_torch(tensor).to(device=place, dtype=target)
+                value = _to_torch(tensor, target, place)
                 owner, _, leaf = row.name.rpartition(".")
                 setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
-                tensor.release()
         model.tie_weights()
         model.loaded = pretrained.matching
         return model.eval()
@@ -226,11 +304,19 @@ class PreTrainedModel(nn.Module):
     def set_input_embeddings(self, table: nn.Embedding) -> None:
         """Replace the token table; the config's vocab_size and a tied head follow.
 
-        Raises: InputError, where the width is not n_embd.
+        Raises: InputError, where the width is not n_embd, or the rows do not match a head of its own.
         """
+        if not isinstance(table, nn.Embedding):
+            raise InputError(f"the new token table is a {type(table).__name__}, expected a torch.nn.Embedding")
         rows, width = table.weight.shape
         if width != self.config.n_embd:
             raise InputError(f"the new token table is {width} wide, expected n_embd={self.config.n_embd}")
+        head = self.get_output_embeddings()
+        if head is not None and not self.config.tie_word_embeddings and rows != head.out_features:
+            raise InputError(
+                f"the new token table has {rows} rows, expected {head.out_features} as the language-model head has, "
+                "which is not tied to it; call resize_token_embeddings first"
+            )
         own = self._body.wte
         own.weight, own.num_embeddings = table.weight, rows
         self._set_config(vocab_size=rows)
@@ -246,6 +332,12 @@ class PreTrainedModel(nn.Module):
         if head is not None and self.config.tie_word_embeddings:
             head.weight = self._body.wte.weight
             head.out_features = head.weight.shape[0]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PreTrainedModel:
+        # ``to_empty`` and conversions that cannot be done in place make new parameters, one for each name.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.tie_weights()
+        return self
 
     def _set_config(self, **changes: Any) -> None:
         self.config = self.config.replace(**changes)
@@ -269,10 +361,9 @@ class PreTrainedModel(nn.Module):
                     dim=0, keepdim=True, dtype=torch.float64 if old.dtype == torch.float64 else torch.float32
                 )
                 rows = torch.cat((rows, mean.to(old.dtype).expand(size - old.size(0), -1)))
-            return nn.Parameter(rows.clone(), requires_grad=requires_grad)
+            return _like(old, rows)
 
         table = self._body.wte
-        requires_grad = table.weight.requires_grad
         table.weight, table.num_embeddings = resized(table.weight), size
         head = self.get_output_embeddings()
         if head is not None and not self.config.tie_word_embeddings:
@@ -302,9 +393,9 @@ class PreTrainedModel(nn.Module):
             index = (torch.tensor(kept).unsqueeze(1) * D + torch.arange(D)).flatten().to(attn.c_proj.weight.device)
             width = len(alive) * D
             packed = torch.cat([index + part * width for part in range(3)])
-            attn.c_attn.weight = nn.Parameter(attn.c_attn.weight[:, packed].clone())
-            attn.c_attn.bias = nn.Parameter(attn.c_attn.bias[packed].clone())
-            attn.c_proj.weight = nn.Parameter(attn.c_proj.weight[index].clone())
+            attn.c_attn.weight = _like(attn.c_attn.weight, attn.c_attn.weight[:, packed])
+            attn.c_attn.bias = _like(attn.c_attn.bias, attn.c_attn.bias[packed])
+            attn.c_proj.weight = _like(attn.c_proj.weight, attn.c_proj.weight[index])
             attn.n_head = len(kept)
         self._set_config(pruned_heads=after.pruned_heads)
 
