@@ -1,0 +1,163 @@
+"""The frameworks that can run a model, in order of preference; each is imported when it is used, not before.
+
+A framework is one entry of `BACKENDS`: what must be installed, how to get it, and a function that loads a model and
+gives a `Runner`. All of them have the same settings and, from the same seed, write the same text.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gpt2_app.failures import reading_a_model
+from gpt2_core.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from gpt2_core.config import GPT2Config
+    from gpt2_core.sampling import GenerationConfig
+
+OnToken = Callable[[Sequence[int]], Any]
+# (prompts (B, T), mask (B, T) or None, settings, on_token) -> rows of prompt and new tokens
+Generate = Callable[[list[list[int]], "GenerationConfig", "OnToken | None"], list[list[int]]]
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A loaded language model: prompts of one length and settings in, rows of prompt and new tokens out."""
+
+    framework: str
+    config: GPT2Config
+    device: str
+    dtype: str
+    generate: Generate
+
+    @property
+    def window(self) -> int:
+        """How many tokens a text can have, prompt included."""
+        return self.config.n_positions
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One framework: `module` must be importable, `extra` installs it, `load` is (model, device, dtype) -> Runner."""
+
+    name: str
+    title: str
+    module: str
+    extra: str | None
+    dtypes: tuple[str, ...]
+    load: Callable[[str, str | None, str | None], Runner]
+
+    def is_installed(self) -> bool:
+        """Whether the framework can be imported; it is looked for, not imported."""
+        return importlib.util.find_spec(self.module) is not None
+
+
+def _load_pt(model: str, device: str | None, dtype: str | None) -> Runner:
+    import torch
+
+    from gpt2_pt import GPT2LMHeadModel
+
+    place = _torch_device(device)
+    with reading_a_model():
+        network = GPT2LMHeadModel.from_pretrained(model, dtype=dtype, device=place)
+
+    def generate(ids: list[list[int]], settings: GenerationConfig, on_token: OnToken | None) -> list[list[int]]:
+        heard = None if on_token is None else lambda new: on_token(new.tolist())
+        rows: list[list[int]] = network.generate(
+            torch.tensor(ids, device=place), generation_config=settings, on_token=heard
+        ).tolist()
+        return rows
+
+    return Runner("pt", network.config, str(network.device), str(network.dtype).removeprefix("torch."), generate)
+
+
+def _torch_device(device: str | None) -> Any:
+    import torch
+
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    # What PyTorch raises for a device that it was not built for or that is not there differs from device to device.
+    except (RuntimeError, AssertionError, NotImplementedError) as cause:
+        reason = (str(cause).splitlines() or [""])[0]
+        raise InputError(
+            f"device {device!r} cannot be used ({reason}); expected cpu, or cuda or cuda:1 with a GPU and a PyTorch "
+            f"that was built for it"
+        ) from cause
+    return place
+
+
+def _load_numpy(model: str, device: str | None, dtype: str | None) -> Runner:
+    import numpy as np
+
+    from gpt2_core.generation import generate as continue_text
+    from gpt2_core.reference import ReferenceModel
+
+    if device not in (None, "cpu"):
+        raise InputError(f"device is {device!r}, but the numpy reference runs on cpu alone; use --framework pt")
+    with reading_a_model():
+        network = ReferenceModel.from_pretrained(model, head="lm")
+
+    def generate(ids: list[list[int]], settings: GenerationConfig, on_token: OnToken | None) -> list[list[int]]:
+        heard = None if on_token is None else lambda new: on_token(new.tolist())
+        rows: list[list[int]] = continue_text(
+            network, np.array(ids), generation_config=settings, on_token=heard
+        ).tolist()
+        return rows
+
+    return Runner("numpy", network.config, "cpu", "float64", generate)
+
+
+BACKENDS: Mapping[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend("pt", "PyTorch", "torch", "pt", ("float32", "float16", "bfloat16", "float64", "auto"), _load_pt),
+        Backend("numpy", "the numpy reference", "numpy", None, ("float64",), _load_numpy),
+    )
+}
+CHOICES = "|".join(BACKENDS)
+
+
+def choose(name: str | None) -> Backend:
+    """The framework called `name`, or the first that is installed.
+
+    Raises: InputError for an unknown name, and for a framework that is not installed, saying how to install it.
+    """
+    if name is None:
+        return next(backend for backend in BACKENDS.values() if backend.is_installed())
+    if name not in BACKENDS:
+        raise InputError(
+            f"framework {name!r} is not known{nearest(name, list(BACKENDS))}; expected {' or '.join(BACKENDS)}"
+        )
+    backend = BACKENDS[name]
+    if not backend.is_installed():
+        raise InputError(
+            f"--framework {name} needs {backend.title}, which is not installed; "
+            f"pip install 'gpt2-duet[{backend.extra}]', or use --framework numpy"
+        )
+    return backend
+
+
+def load(framework: str | None, model: str, device: str | None = None, dtype: str | None = None) -> Runner:
+    """A language model, ready to run.
+
+    Raises: InputError for settings the framework does not have, HubError for a model that is not found, Failure with
+    exit code 3 for files that cannot be used.
+    """
+    backend = choose(framework)
+    check_dtype(backend, dtype)
+    return backend.load(model, device, dtype)
+
+
+def check_dtype(backend: Backend, dtype: str | None) -> None:
+    """Raise InputError for a number format that the framework does not compute in."""
+    if dtype is not None and dtype not in backend.dtypes:
+        raise InputError(
+            f"dtype is {dtype!r}{nearest(dtype, backend.dtypes)}; --framework {backend.name} computes in "
+            f"{', '.join(backend.dtypes)}"
+        )

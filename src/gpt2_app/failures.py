@@ -1,0 +1,111 @@
+"""What went wrong, told to people and to machines, and the exit codes.
+
+0    done
+1    a bug in this program: please report its traceback
+2    usage, or input that cannot be used
+3    a checkpoint, configuration or vocabulary that cannot be read
+4    what was compared does not match
+5    something could not be written
+6    a model's name or folder that was not found, or could not be downloaded
+130  interrupted (Ctrl-C)        141  the reader of the output went away
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+from gpt2_core.errors import CheckpointError, ConfigError, Gpt2Error, HubError
+
+DONE, USAGE, UNREADABLE, MISMATCH, UNWRITABLE, NOT_FOUND = 0, 2, 3, 4, 5, 6
+INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + the numbers of SIGINT and SIGPIPE, as shells count
+
+
+class Failure(Exception):
+    """A library error with the exit code of the moment it came up in."""
+
+    def __init__(self, error: Gpt2Error, code: int) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.code = code
+
+
+@contextlib.contextmanager
+def reading_a_model() -> Iterator[None]:
+    """While files of a model are read, whatever is wrong with them is exit code 3, but for names not found."""
+    try:
+        yield
+    except HubError:
+        raise
+    except Gpt2Error as error:
+        raise Failure(error, UNREADABLE) from error
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code that `error` stands for."""
+    from gpt2_core.files import WriteError
+
+    if isinstance(error, Failure):
+        return error.code
+    for kind, code in (
+        (KeyboardInterrupt, INTERRUPTED),
+        (BrokenPipeError, BROKEN_PIPE),
+        (WriteError, UNWRITABLE),
+        (HubError, NOT_FOUND),
+        ((CheckpointError, ConfigError), UNREADABLE),
+        (Gpt2Error, USAGE),
+        (OSError, UNWRITABLE),  # reading reports its own; what is left is writing to stdout
+    ):
+        if isinstance(error, kind):
+            return code
+    return 1
+
+
+def report(error: BaseException, *, as_json: bool) -> int:
+    """Tell what went wrong, on stderr and with `as_json` on stdout too; the exit code."""
+    code = exit_code(error)
+    if code in (INTERRUPTED, BROKEN_PIPE):
+        from gpt2_app.terminal import silence_stdout
+
+        if code == BROKEN_PIPE:
+            silence_stdout()
+        return code
+    shown = error.error if isinstance(error, Failure) else error
+    message = str(shown)
+    if isinstance(shown, OSError) and not isinstance(shown, Gpt2Error):
+        message = f"cannot write the output: {shown.strerror or shown}; check the disk and what reads it"
+    tell(type(shown).__name__, message, code, as_json=as_json)
+    return code
+
+
+def tell(kind: str, message: str, code: int, *, as_json: bool) -> None:
+    """One red message on stderr; with `as_json` also ``{"error": ...}`` on stdout."""
+    from rich.text import Text
+
+    from gpt2_app.terminal import console, write_json
+
+    if as_json:
+        with contextlib.suppress(OSError):
+            write_json(error_as_json(kind, message, code))
+    out = console(stderr=True)
+    out.print(Text.assemble(("error: ", "bold red"), (message, "red")), soft_wrap=True)
+
+
+def error_as_json(kind: str, message: str, code: int) -> dict[str, object]:
+    """What `--json` prints instead of a result."""
+    return {"error": {"type": kind, "message": message, "exit_code": code}}
+
+
+def wants_traceback() -> bool:
+    """Whether errors are to be raised as they are: GPT2_DEBUG=1, or --debug, which sets it."""
+    return os.environ.get("GPT2_DEBUG", "") not in ("", "0")
+
+
+def clean_interrupt() -> None:
+    """End a line that Ctrl-C broke off, where people look at it."""
+    if sys.stdout.isatty():
+        with contextlib.suppress(OSError):
+            sys.stdout.write("\n")
+            sys.stdout.flush()
