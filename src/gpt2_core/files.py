@@ -138,7 +138,7 @@ def atomic_folder(
     except WriteError:
         raise
     except OSError as cause:
-        raise write_error(target, cause) from cause
+        raise _folder_error(target, cause) from cause
     finally:
         # Past the journal the staged files are the only copy of the new state: they are left to be moved later.
         if fresh or not (target / JOURNAL).exists():
@@ -375,4 +375,9 @@ def _folder_error(target: Path, cause: OSError) -> WriteError:
             f"or remove that folder if you know of none"
         )
         return WriteError(errno.EEXIST, text, str(target))
+    if (target / JOURNAL).exists():
+        text = (
+            f"the save into {target} was interrupted while files were moved: {cause.strerror or cause}; nothing is lost"
+        )
+        return WriteError(cause.errno or errno.EIO, text + "; open it again to finish the save", str(target))
     return write_error(target, cause)

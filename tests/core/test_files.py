@@ -172,7 +172,7 @@ def test_the_temporary_file_of_a_living_writer_is_left_alone(tmp_path: Path) -> 
 OLD_SHARDS: Files = {"config.json": "old", "w.index.json": "old", "w-1": "old", "w-2": "old", "notes": "mine"}
 OLD_SINGLE: Files = {"config.json": "old", "w": "old", "notes": "mine"}
 NEW_SHARDS: Files = {"config.json": "new", "w.index.json": "new", "w-1": "new", "w-2": "new"}
-NEW_MORE: Files = {**NEW_SHARDS, "w-3": "new"}
+NEW_MORE: Files = {**NEW_SHARDS, "w.index.json": "new3", "w-3": "new"}
 NEW_SINGLE: Files = {"config.json": "new", "w": "new"}
 WEIGHTS_ONLY: Files = {"w.index.json": "new", "w-1": "new", "w-2": "new"}
 
@@ -198,7 +198,8 @@ def ages(folder: Path) -> set[str] | None:
     if "w.index.json" not in files:
         return None
     shards = [name for name in files if name.startswith("w-")]
-    return {files["config.json"], files["w.index.json"], *(files[name] for name in shards)} if len(shards) > 1 else None
+    complete = len(shards) >= (3 if files["w.index.json"] == "new3" else 2)
+    return {files["config.json"], files["w.index.json"][:3], *(files[name] for name in shards)} if complete else None
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -255,6 +256,7 @@ def test_a_kill_at_any_step_leaves_the_old_model_or_the_new(tmp_path: Path, old:
             break
         naive = ages(folder)
         assert naive is None or len(naive) == 1, f"a reader without journal sees a mixture at step {step}"
+        assert naive or "config.json" not in content(folder), f"it sees a config without its weights at step {step}"
         finish_interrupted_save(folder)
         held = {name: text for name, text in content(folder).items() if not name.startswith(".")}
         assert held.pop("notes") == "mine"
@@ -342,6 +344,26 @@ def test_a_full_disk_leaves_a_folder_as_it_was(tmp_path: Path) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
     assert content(tmp_path / "m") == OLD_SHARDS and not (tmp_path / "m" / STAGING).exists()
+
+
+def test_an_error_while_the_files_are_moved_loses_none_and_the_next_reader_finishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_files(tmp_path / "m", OLD_SHARDS)
+    replace = Path.replace
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name == "w-2":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return replace(self, target)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "replace", failing)
+        with pytest.raises(WriteError, match="open it again to finish"):
+            save(tmp_path / "m", NEW_SHARDS)
+    assert finish_interrupted_save(tmp_path / "m")
+    assert content(tmp_path / "m") == {**NEW_SHARDS, "notes": "mine"}
+    assert not finish_interrupted_save(tmp_path / "m")
 
 
 def test_files_of_subfolders_are_moved_too(tmp_path: Path) -> None:
