@@ -19,35 +19,42 @@ PYTEST_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 PIP = python -m pip install --quiet --constraint constraints.txt
 SOURCES = setup.cfg pyproject.toml constraints.txt
+STAMP = $(if $(filter numpy,$(FRAMEWORK)),.venv-numpy/numpy,.venv/$(FRAMEWORK))
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench clean python
 
-demo: .venv-$(FRAMEWORK)/ready
-	@.venv-$(FRAMEWORK)/bin/python scripts/demo.py --framework $(FRAMEWORK) --seed $(SEED) --length $(LENGTH) "$(PROMPT)"
+demo: $(STAMP)
+	@$(dir $(STAMP))bin/python scripts/demo.py --framework $(FRAMEWORK) --seed $(SEED) --length $(LENGTH) "$(PROMPT)"
 
-test: .venv/ready
+test: .venv/dev
 	@. .venv/bin/activate && scripts/test $(PYTEST_ARGS)
 
-check: .venv/ready
+check: .venv/dev
 	@. .venv/bin/activate && scripts/check
 
-bench: .venv/ready
+bench: .venv/dev
 	@. .venv/bin/activate && python benchmarks/run.py
 
-.venv/ready: $(SOURCES)
-	@echo "making .venv with PyTorch and the test tools (once)"
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "gpt2-duet needs Python 3.10 or newer, but $(PYTHON) is " + sys.version.split()[0] + "; say make PYTHON=python3.12 ...")'
+
+# The tests' own tools are added to the demo's environment, so PyTorch is fetched once.
+.venv/pt: $(SOURCES) | python
+	@echo "making .venv with PyTorch (once)"
 	@$(PYTHON) -m venv .venv
+	@. .venv/bin/activate && $(PIP) --editable '.[pt]'
+	@touch $@
+
+.venv/dev: .venv/pt
+	@echo "adding the test tools (once)"
 	@. .venv/bin/activate && $(PIP) --editable '.[pt,dev]'
 	@touch $@
 
-.venv-pt/ready: .venv/ready
-	@rm -rf .venv-pt && ln -s .venv .venv-pt
-
-.venv-numpy/ready: $(SOURCES)
+.venv-numpy/numpy: $(SOURCES) | python
 	@echo "making .venv-numpy (once)"
 	@$(PYTHON) -m venv .venv-numpy
 	@. .venv-numpy/bin/activate && $(PIP) --editable .
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-pt .venv-numpy
+	rm -rf .venv .venv-numpy

@@ -11,11 +11,11 @@ Three things here are not ordinary; all are for the sake of a small machine, and
 
 Of GPT-2's 50,257 tokens the stories use fewer than half, and those they hardly use cannot be learned. Every token seen
 fewer than ``--min-count`` times shares one row of the token table, which makes the softmax smaller without
-approximating it: N tokens with one row between them add N * exp(h . row) to the sum. After training the row is copied
-to each of them, and the result is a plain GPT-2 with the whole vocabulary.
+approximating it: N tokens with one row between them add N * exp(h . row) to the sum. After training the row is given
+to each of them, raised or lowered by how often it was seen, and the result is a plain GPT-2 with the whole vocabulary.
 
-Until the cool-down the softmax runs over the frequent tokens, the targets of the batch and a random sample of the
-rest, which stands for all of the rest (importance sampling: the sum it estimates is unbiased). The cool-down uses all.
+The softmax of a step runs over the frequent tokens, the targets of the batch and a random sample of the
+rest, which stands for all of the rest (importance sampling: the sum it estimates is unbiased). The cool-down takes a larger sample.
 
 Until the cool-down sequences are half as long as the context; half of them sit at its second half, so that all
 positions are learned. The cool-down uses the whole length.
@@ -38,6 +38,7 @@ from torch import Tensor
 
 from gpt2_core.config import PRESETS, GPT2Config
 from gpt2_core.tokenizer import GPT2Tokenizer
+from gpt2_pt import GPT2LMHeadModel
 from gpt2_pt.model import GPT2Model
 
 SEPARATOR = "<|endoftext|>"
@@ -47,12 +48,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and validation/")
     parser.add_argument("--out", type=Path, required=True, help="folder for the run")
-    parser.add_argument("--steps", type=int, default=2600, help="optimizer steps in all")
+    parser.add_argument("--steps", type=int, default=2100, help="optimizer steps in all")
     parser.add_argument("--warmup", type=int, default=100, help="steps of linear warm-up")
-    parser.add_argument("--cooldown", type=int, default=800, help="last steps, of linear decay to zero")
+    parser.add_argument("--cooldown", type=int, default=450, help="last steps, of linear decay to zero")
     parser.add_argument("--batch", type=int, default=8192, help="tokens a step")
     parser.add_argument("--frequent", type=int, default=3000, help="tokens that every softmax includes")
     parser.add_argument("--sample", type=int, default=1500, help="tokens that stand for the rest; 0 for all of them")
+    parser.add_argument("--late-sample", type=int, default=4500, help="the same in the cool-down")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak rate of AdamW: embeddings, biases and gains")
     parser.add_argument("--muon-lr", type=float, default=0.02, help="peak rate of Muon: the kernels of the blocks")
     parser.add_argument("--weight-decay", type=float, default=0.1)
@@ -90,16 +92,28 @@ class Compact:
     """The vocabulary of the run: seen tokens keep rows of their own, all others share the last."""
 
     def __init__(self, tokens: np.ndarray, config: GPT2Config, min_count: int) -> None:
-        counts = np.bincount(tokens, minlength=config.vocab_size)
-        self.kept = np.flatnonzero(counts >= min_count)
+        self.counts = np.bincount(tokens, minlength=config.vocab_size)
+        self.kept = np.flatnonzero(self.counts >= min_count)
         self.full = config
         self.to_row = np.full(config.vocab_size, len(self.kept), dtype=np.int64)
         self.to_row[self.kept] = np.arange(len(self.kept))
         self.sharing = config.vocab_size - len(self.kept)
         self.config = config.replace(vocab_size=len(self.kept) + 1, bos_token_id=None, eos_token_id=None)
 
-    def expand(self, table: np.ndarray) -> np.ndarray:
-        return table[self.to_row]
+    def expand(self, table: np.ndarray, gain: np.ndarray, bias: np.ndarray, smoothing: float = 0.01) -> np.ndarray:
+        """The whole token table: tokens that shared a row get it back, each at its own share of their chance.
+
+        A row can be given a constant on top of its logit: the states h = g * z + b that leave the last layer norm have
+        sum(z) = 0, so d = (1/g) / (b . 1/g) has h . d = 1 for every one of them. What the shared tokens together get
+        stays what was learned; between them it goes by their counts, with ``smoothing`` for those never seen.
+        """
+        out = table[self.to_row].astype(np.float64)
+        shared = np.flatnonzero(self.to_row == len(self.kept))
+        weight = self.counts[shared] + smoothing
+        inverse = 1.0 / gain.astype(np.float64)
+        direction = inverse / (bias @ inverse)
+        out[shared] += np.log(self.sharing * weight / weight.sum())[:, None] * direction
+        return out.astype(np.float32)
 
 
 class TiedLoss(torch.autograd.Function):
@@ -245,7 +259,7 @@ def main(argv: list[str] | None = None) -> None:
         for optimizer, peak in ((muon, args.muon_lr), (adam, args.lr)):
             for group in optimizer.param_groups:
                 group["lr"] = peak * share
-        sample = args.sample if step < args.steps - args.cooldown else 0
+        sample = args.sample if step < args.steps - args.cooldown else args.late_sample
         chosen, targets, offsets = softmax.choose(batch[:, 1:].reshape(-1), sample, [args.seed, 2, step])
         x = model(
             torch.from_numpy(batch[:, :-1]).to(args.device), position_ids=torch.from_numpy(where.copy()).to(args.device)
@@ -282,6 +296,20 @@ def main(argv: list[str] | None = None) -> None:
             }
             torch.save(state, state_path.with_suffix(".tmp"))
             state_path.with_suffix(".tmp").replace(state_path)
+    finish(model, compact, args.out / "final")
+
+
+@torch.no_grad()
+def finish(model: GPT2Model, compact: Compact, folder: Path) -> None:
+    """Write the trained model as an ordinary GPT-2 in half precision."""
+    plain = PRESETS["gpt2-tales"]
+    whole = GPT2LMHeadModel(plain, seed=None)
+    state = {name: value.float().cpu() for name, value in model.state_dict().items()}
+    rows = compact.expand(state["wte.weight"].numpy(), state["ln_f.weight"].numpy(), state["ln_f.bias"].numpy())
+    state["wte.weight"] = torch.from_numpy(rows)
+    whole.load_state_dict(state)
+    whole.half().save_pretrained(folder)
+    print(f"wrote {folder}", flush=True)
 
 
 if __name__ == "__main__":
