@@ -9,6 +9,10 @@ import heapq
 import itertools
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2_core.hash_table import HashTable
 from gpt2_core.vocabulary import Vocabulary
 
 PAIR_SHIFT = 21  # a pair of ids is the one integer left << PAIR_SHIFT | right; see VOCABULARY_LIMIT
@@ -79,3 +83,85 @@ def _merge_long(tokens: Sequence[int], rules: MergeRules) -> list[int]:
         if previous >= 0 and (new := find(alive[previous] << PAIR_SHIFT | alive[place])) is not None:
             heapq.heappush(heap, new * size + previous)
     return [token for token in alive if token >= 0]
+
+
+class MergeArrays:
+    """The same merges for whole arrays: a hash table from pairs of ids to ranks, and what each rank makes.
+
+    inside: (65536,) whether two bytes, the first in the low half of the index, stand side by side in any token.
+        Where they do not, no merge can ever reach across, so a piece may be cut there without changing its ids.
+    byte_ranks: (65536,) the rank of merging two bytes, with the same index; the number of merges if there is none.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        pairs = vocabulary.merge_pairs
+        keys = ((pairs[:, 0] << PAIR_SHIFT) | pairs[:, 1]).view(np.uint64)
+        self.ranks = HashTable(max(len(keys), 1), probe=len(keys) + 1)
+        self.ranks.insert(keys, np.arange(len(keys), dtype=np.int32))
+        self.merged = vocabulary.merge_ids
+        self.byte_ids = vocabulary.byte_ids
+        self.inside = _pairs_inside(vocabulary)
+        self.byte_ranks = self._byte_ranks()
+
+    def _byte_ranks(self) -> NDArray[np.int64]:
+        both = np.arange(1 << 16)
+        pairs = self.byte_ids[both & 0xFF] << PAIR_SHIFT | self.byte_ids[both >> 8]
+        ranks = self.ranks.find(pairs.view(np.uint64)).astype(np.int64)
+        return np.where(ranks < 0, len(self.merged), ranks)
+
+
+def _pairs_inside(vocabulary: Vocabulary) -> NDArray[np.bool_]:
+    """A pair of bytes is inside a token if a merge has brought it there: last byte of the left, first of the right."""
+    sizes = np.array([len(data) for data in vocabulary.token_bytes])
+    ends = np.cumsum(sizes)
+    data = np.frombuffer(b"".join(vocabulary.token_bytes), np.uint8)
+    left, right = vocabulary.merge_pairs[:, 0], vocabulary.merge_pairs[:, 1]
+    inside = np.zeros(1 << 16, bool)
+    inside[data[ends[left] - 1] | data[(ends - sizes)[right]].astype(np.intp) << 8] = True
+    return inside
+
+
+def merge_many(
+    data: NDArray[np.uint8], lengths: NDArray[np.int64], merges: MergeArrays
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`merge_piece` for many short pieces at once: each round makes the next merge of every piece.
+
+    data: (N,) the pieces' bytes, one piece after the other; lengths: (P,) of each.
+    Returns: the ids, one piece's after the other's, and how many each piece has, (P,).
+    Time: as many rounds as the longest piece has merges, so pieces should be short.
+    """
+    size = len(data)
+    starts = np.cumsum(lengths) - lengths
+    tokens = np.append(merges.byte_ids[data], 0)
+    after = np.arange(1, size + 2)  # the linked lists of tokens; place `size` ends them
+    before = np.arange(-1, size)
+    edge = np.zeros(size + 1, bool)  # whether a piece begins here: no pair reaches over it
+    edge[starts] = edge[size] = True
+    # What pairs are chosen by: the lowest rank first, then the leftmost place.
+    never = np.int64(len(merges.merged)) * size
+    order = merges.byte_ranks[data[:-1] | data[1:].astype(np.intp) << 8] * np.int64(size)
+    order = np.append(np.minimum(order + np.arange(size - 1), never), never)
+    order[starts[1:] - 1] = never
+
+    def update(places: NDArray[np.int64]) -> None:
+        others = after[places]
+        ranks = merges.ranks.find(((tokens[places] << PAIR_SHIFT) | tokens[others]).view(np.uint64))
+        order[places] = np.where((ranks < 0) | edge[others], never, ranks * np.int64(size) + places)
+
+    while True:
+        best = np.minimum.reduceat(order, starts)
+        best = best[best < never]
+        if not len(best):
+            break
+        ranks = best // size
+        places = best - ranks * size
+        others = after[places]
+        beyond = after[others]
+        tokens[places] = merges.merged[ranks]
+        tokens[others] = -1
+        order[others] = never
+        after[places] = beyond
+        before[beyond] = places
+        update(np.append(places, before[places[~edge[places]]]))
+    alive = tokens[:size] >= 0
+    return tokens[:size][alive], np.add.reduceat(alive, starts, dtype=np.int64)

@@ -174,10 +174,10 @@ def _assemble(
         found[ENDOFTEXT] = AddedToken(ENDOFTEXT, ids[ENDOFTEXT], special=True)
     known = set(ids) | set(found)
     for role in ROLES:
-        token = settings.get(role)
-        if token is not None and token not in known:
+        named = settings.get(role)
+        if named is not None and named not in known:
             raise TokenizerError(
-                f"{role} is {token!r}, which is not a token of {source}; expected one of its tokens; "
+                f"{role} is {named!r}, which is not a token of {source}; expected one of its tokens; "
                 f"correct tokenizer_config.json or special_tokens_map.json"
             )
         if role not in settings:

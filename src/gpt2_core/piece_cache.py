@@ -1,0 +1,234 @@
+"""The pieces whose ids are known, looked up many at a time.
+
+A piece is found by all of its bytes, never by a hash alone. Pieces of up to 8 bytes are their own key: the bytes as
+one 64-bit word, filled up with 0xFF, which is in no UTF-8. For longer ones, up to 64 bytes, a hash leads to a candidate
+whose bytes are then compared, word by word. A piece that is not found, whatever the reason, is merged again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2_core.hash_table import ABSENT, HashTable
+
+LONGEST = 128  # bytes; longer pieces hardly ever come twice
+_WORD = 8
+_LEARNT = 1 << 16  # pieces beyond those known at first, in each of the two tables
+_PAD = np.array([(1 << 64) - (1 << 8 * count) for count in range(9)], np.uint64)
+# Odd numbers without pattern: the fractional digits of e and pi (xxhash and others take such primes).
+_MIX = np.uint64(0xB7E151628AED2A6B)
+_STEP = np.uint64(0x243F6A8885A308D3)
+_FOLD = np.uint64(32)
+
+
+def words_at(data: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """The 8 bytes from each place on as one word; `data` must have 8 bytes from the last place on."""
+    windows = np.ndarray((len(data) - _WORD + 1,), "V8", data, strides=(1,))
+    words: NDArray[np.uint64] = windows.take(places).view("<u8")
+    return words
+
+
+def short_keys(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """The first 8 bytes of each piece, with 0xFF behind its end."""
+    keys = words_at(data, starts)
+    keys |= _PAD.take(np.minimum(lengths, _WORD))
+    return keys
+
+
+def hash_pieces(
+    data: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    first: NDArray[np.uint64],
+) -> NDArray[np.uint64]:
+    """One word for each piece, mixed from its first LONGEST bytes; first: `short_keys` of the same pieces.
+
+    Each step is a bijection of the word that it takes in. So of pieces that are equal but for one word, no two have
+    the same hash; of others that may happen.
+    """
+    hashes = first * _MIX
+    left = np.flatnonzero(lengths > _WORD)
+    done = _WORD
+    while len(left) and done < LONGEST:
+        rest = lengths[left] - done
+        words = short_keys(data, starts[left] + done, rest)
+        mixed = hashes[left]
+        mixed ^= mixed >> _FOLD
+        hashes[left] = mixed * _MIX + words * _STEP
+        left = left[rest > _WORD]
+        done += _WORD
+    return hashes ^ (hashes >> _FOLD)
+
+
+def same_bytes(
+    data: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    others: NDArray[np.uint8],
+    other_starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """Whether data[start : start + length] is others[other : other + length], for each; all bytes are compared."""
+    same = np.ones(len(starts), bool)
+    left = np.arange(len(starts))
+    done = 0
+    while len(left):
+        rest = lengths[left] - done
+        here = short_keys(data, starts[left] + done, rest)
+        there = short_keys(others, other_starts[left] + done, rest)
+        same[left] &= here == there
+        done += _WORD
+        left = left[rest > _WORD]
+    return same
+
+
+class PieceCache:
+    """Known pieces and their ids. Not for two threads at a time: each takes its own.
+
+    values: what the tables hold and `find` gives: an id, ABSENT, or ``-2 - entry`` for a piece of several ids.
+    """
+
+    def __init__(self, pieces: Sequence[bytes], ids: NDArray[np.int64]) -> None:
+        """A cache that knows `pieces` of UTF-8, each with one id, the frequent ones first."""
+        self._short = HashTable(_LEARNT + len(pieces))
+        self._long = HashTable(_LEARNT + len(pieces) // 4)
+        # Of each long piece: where its bytes begin in _bytes, how many, the first 8 of them, and its value.
+        self._long_start = _Column(np.int64)
+        self._long_length = _Column(np.int64)
+        self._long_first = _Column(np.uint64)
+        self._long_value = _Column(np.int32)
+        self._bytes = _Column(np.uint8, slack=_WORD)
+        # Of each piece of several ids: where they begin in _ids, and how many.
+        self._first = _Column(np.int64)
+        self._count = _Column(np.int64)
+        self._ids = _Column(np.int32)
+        self._learnt = 0
+        if len(pieces):
+            lengths = np.array([len(piece) for piece in pieces])
+            data = np.frombuffer(b"".join(pieces) + b"\xff" * _WORD, np.uint8)
+            self._store(data, np.cumsum(lengths) - lengths, lengths, ids.astype(np.int32))
+
+    def copy(self) -> PieceCache:
+        """An independent cache with the same content."""
+        other = object.__new__(PieceCache)
+        for name, value in self.__dict__.items():
+            other.__dict__[name] = value if isinstance(value, int) else value.copy()
+        return other
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it learns no more, and should be given up for a fresh one."""
+        return self._learnt >= _LEARNT
+
+    def find(self, data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int32]:
+        """The value of each piece of `data`, which needs 8 bytes behind the last piece's start."""
+        short = lengths <= _WORD
+        keys = short_keys(data, starts, lengths)
+        values = self._short.find(keys, short)
+        long = np.flatnonzero(~short)
+        if len(long):
+            values[long] = self._find_long(data, starts[long], lengths[long], keys[long])
+        return values
+
+    def _find_long(
+        self,
+        data: NDArray[np.uint8],
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        first: NDArray[np.uint64],
+    ) -> NDArray[np.int32]:
+        """As `find`; first: the first word of each piece."""
+        entries = self._long.find(hash_pieces(data, starts, lengths, first), lengths <= LONGEST)
+        same = self._long_length.array.take(entries, mode="clip") == lengths
+        same &= self._long_first.array.take(entries, mode="clip") == first
+        same &= entries >= 0
+        # Two pieces of 9 to 16 bytes with the same hash and the same first word are equal: see hash_pieces.
+        longer = np.flatnonzero(same & (lengths > 2 * _WORD))
+        if len(longer):
+            begin = self._long_start.array[entries[longer]] + _WORD
+            rest = np.minimum(lengths[longer], LONGEST) - _WORD
+            same[longer] = same_bytes(data, starts[longer] + _WORD, self._bytes.array, begin, rest)
+        return np.where(same, self._long_value.array.take(entries, mode="clip"), np.int32(ABSENT))
+
+    def ids_of(self, values: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The ids of pieces of several ids, one piece after the other, and how many each has; from their values."""
+        entries = -2 - values
+        count = self._count.array[entries]
+        return self._ids.array[spread(self._first.array[entries], count)], count
+
+    def learn(
+        self,
+        data: NDArray[np.uint8],
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        ids: NDArray[np.int32],
+        count: NDArray[np.int64],
+    ) -> None:
+        """Remember pieces of up to LONGEST bytes, as long as there is room; ids: one piece's after the other's."""
+        room = _LEARNT - self._learnt
+        starts, lengths, count = starts[:room], lengths[:room], count[:room]
+        self._learnt += len(starts)
+        firsts = np.cumsum(count) - count
+        values = np.empty(len(starts), np.int32)
+        single = count == 1
+        values[single] = ids[firsts[single]]
+        several = np.flatnonzero(~single)
+        values[several] = -2 - (self._first.size + np.arange(len(several), dtype=np.int32))
+        self._first.extend(firsts[several] + self._ids.size)
+        self._count.extend(count[several])
+        self._ids.extend(ids[: count.sum()])
+        self._store(data, starts, lengths, values)
+
+    def _store(
+        self,
+        data: NDArray[np.uint8],
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        values: NDArray[np.int32],
+    ) -> None:
+        short = np.flatnonzero(lengths <= _WORD)
+        self._short.insert(short_keys(data, starts[short], lengths[short]), values[short])
+        long = np.flatnonzero(lengths > _WORD)
+        starts, lengths = starts[long], lengths[long]
+        first = words_at(data, starts)
+        entries = self._long_start.size + np.arange(len(long), dtype=np.int32)
+        self._long.insert(hash_pieces(data, starts, lengths, first), entries)
+        self._long_start.extend(self._bytes.size + np.cumsum(lengths) - lengths)
+        self._long_length.extend(lengths)
+        self._long_first.extend(first)
+        self._long_value.extend(values[long])
+        self._bytes.extend(data[spread(starts, lengths)])
+
+
+class _Column:
+    """An array that grows at its end, by doubling; `slack` places behind the end may be read."""
+
+    def __init__(self, dtype: type[np.generic], slack: int = 0) -> None:
+        self.array: NDArray[Any] = np.zeros(1 << 10, dtype)
+        self.size = 0
+        self._slack = slack
+
+    def copy(self) -> _Column:
+        other = object.__new__(_Column)
+        other.array, other.size, other._slack = self.array.copy(), self.size, self._slack
+        return other
+
+    def extend(self, more: NDArray[Any]) -> None:
+        end = self.size + len(more)
+        if end + self._slack > len(self.array):
+            grown = np.zeros(2 * (end + self._slack), self.array.dtype)
+            grown[: self.size] = self.array[: self.size]
+            self.array = grown
+        self.array[self.size : end] = more
+        self.size = end
+
+
+def spread(firsts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``first, first + 1, ...``, `count` of them, for each pair of first and count, one after the other."""
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    places: NDArray[np.int64] = np.arange(total) + np.repeat(firsts - (ends - counts), counts)
+    return places
