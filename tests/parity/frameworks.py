@@ -1,0 +1,98 @@
+"""What the parity tests ask of a framework, and how each answers. A framework is one class here and one line below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import pytest
+
+from gpt2_core.config import GPT2Config
+
+
+class Framework(Protocol):
+    """Models of one framework, fed with numpy and read as numpy."""
+
+    name: str
+
+    def build(self, config: GPT2Config, head: str, parameters: Mapping[str, np.ndarray], dtype: str = "float64") -> Any:
+        """A model in evaluation mode with these parameters."""
+
+    def rounded(self, parameters: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
+        """The parameters as ``dtype`` holds them, in float64."""
+
+    def run(self, model: Any, gradients: bool = False, **inputs: Any) -> Any:
+        """The output of the model for inputs in numpy (``past`` in whichever way)."""
+
+    def past(self, model: Any, layers: Any) -> Any:
+        """A cache in numpy as the framework's tensors: plain pairs."""
+
+    def stacked(self, past: Any) -> Any:
+        """A cache as version 2 gave it: a tuple of stacked (2, B, H, S, D) tensors."""
+
+    def numpy(self, value: Any) -> Any:
+        """Tensors, in any nest of tuples, as float64 arrays."""
+
+    def gradients(self, model: Any, **inputs: Any) -> tuple[float, dict[str, np.ndarray]]:
+        """The loss and its gradients by the names of the parameter table."""
+
+
+class PyTorch:
+    name = "pt"
+
+    def __init__(self) -> None:
+        self.torch = pytest.importorskip("torch")
+        import gpt2_pt
+
+        self.classes = {
+            "none": gpt2_pt.GPT2Model,
+            "lm": gpt2_pt.GPT2LMHeadModel,
+            "double": gpt2_pt.GPT2DoubleHeadsModel,
+            "sequence": gpt2_pt.GPT2ForSequenceClassification,
+            "token": gpt2_pt.GPT2ForTokenClassification,
+            "qa": gpt2_pt.GPT2ForQuestionAnswering,
+        }
+
+    def build(self, config, head, parameters, dtype="float64"):
+        model = self.classes[head](config, seed=None).to(getattr(self.torch, dtype)).eval()
+        with self.torch.no_grad():
+            assert {row.name for row in model.parameter_table()} == set(parameters)
+            for name, value in parameters.items():
+                model.get_parameter(name).copy_(self.torch.from_numpy(np.array(value)))
+        return model
+
+    def rounded(self, parameters, dtype):
+        kind = getattr(self.torch, dtype)
+        return {name: self.torch.from_numpy(value).to(kind).double().numpy() for name, value in parameters.items()}
+
+    def _put(self, model, value):
+        if not isinstance(value, np.ndarray):
+            return value
+        tensor = self.torch.from_numpy(np.array(value))
+        return tensor.to(model.dtype) if tensor.is_floating_point() else tensor
+
+    def run(self, model, gradients=False, **inputs):
+        with self.torch.set_grad_enabled(gradients):
+            return model(**{name: self._put(model, value) for name, value in inputs.items()})
+
+    def past(self, model, layers):
+        return tuple((self._put(model, np.array(key)), self._put(model, np.array(value))) for key, value in layers)
+
+    def stacked(self, past):
+        return tuple(self.torch.stack((key, value)) for key, value in past)
+
+    def numpy(self, value):
+        if isinstance(value, tuple):
+            return tuple(self.numpy(item) for item in value)
+        return value.detach().double().numpy()
+
+    def gradients(self, model, **inputs):
+        model.zero_grad()
+        loss = self.run(model, gradients=True, **inputs).loss
+        loss.backward()
+        found = {row.name: model.get_parameter(row.name).grad for row in model.parameter_table()}
+        return loss.item(), {name: grad.numpy().copy() for name, grad in found.items() if grad is not None}
+
+
+FRAMEWORKS = {"pt": PyTorch}
