@@ -54,6 +54,9 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?"
 _LONGEST_NAME = 96
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CONFIG_LIMIT = 1 << 22
+# A transfer that broke off, by the exceptions of requests, httpx and httpx2: which of them is there differs by version.
+_BROKEN = {"ChunkedEncodingError", "ConnectionError", "ReadTimeout", "ReadError", "RemoteProtocolError"}
+_ATTEMPTS = 3
 _CONNECT_TIMEOUT = 10.0  # seconds, huggingface_hub's own for a first answer
 
 
@@ -207,7 +210,6 @@ class _Repository:
 
     def get(self, name: str) -> Path | None:
         """The local path of a file, downloaded if need be; None if the repository has none."""
-        import huggingface_hub
         from huggingface_hub import utils
 
         known = self._cached(name)
@@ -216,15 +218,7 @@ class _Repository:
         if known is None and not self.offline:
             self._check_reachable()
         try:
-            path = huggingface_hub.hf_hub_download(
-                self.name,
-                name,
-                revision=self.revision,
-                cache_dir=self.cache_dir,
-                endpoint=self.endpoint,
-                local_files_only=self.offline,
-                library_name="gpt2-duet",
-            )
+            path = self._download(name)
         except utils.LocalEntryNotFoundError as cause:
             if self.offline and self._has_any():
                 return None
@@ -235,7 +229,29 @@ class _Repository:
         except Exception as cause:
             raise self._failed(name, cause) from cause
         if known is None:
-            self._verify(name, Path(path))
+            self._verify(name, path)
+        return path
+
+    def _download(self, name: str) -> Path:
+        """huggingface_hub's download, tried again where it broke off: newer versions do so themselves."""
+        import huggingface_hub
+
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                path = huggingface_hub.hf_hub_download(
+                    self.name,
+                    name,
+                    revision=self.revision,
+                    cache_dir=self.cache_dir,
+                    endpoint=self.endpoint,
+                    local_files_only=self.offline,
+                    library_name="gpt2-duet",
+                )
+            except Exception as cause:
+                if type(cause).__name__ not in _BROKEN or attempt == _ATTEMPTS:
+                    raise
+            else:
+                break
         return Path(path)
 
     def _is_commit(self) -> bool:

@@ -296,6 +296,18 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hang(tmp_path: Path, format: str
         open_checkpoint(tmp_path / f"x{SUFFIX[format]}", format=format)
 
 
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x").write_bytes(b"x")
+
+    def refused(self: Path, mode: str = "r") -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)
+    for format in (None, *FORMATS):
+        with pytest.raises(CheckpointError, match=r"cannot .*x: Permission denied"):
+            open_checkpoint(tmp_path / "x", format=format)
+
+
 def test_an_unknown_format_lists_the_known(tmp_path: Path) -> None:
     for call in (
         lambda: open_checkpoint(tmp_path, format="safetensor"),

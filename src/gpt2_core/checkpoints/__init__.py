@@ -93,7 +93,10 @@ def detect(path: str | Path) -> tuple[str, Path]:
     if path.is_dir():
         finish_interrupted_save(path)
     for name, each in formats().items():
-        found = each.find(path)
+        try:
+            found = each.find(path)
+        except OSError as cause:
+            raise CheckpointError(f"cannot look into {path}: {cause.strerror}; expected a readable file") from cause
         if found is not None:
             return name, found
     expected = ", ".join(file for each in formats().values() for file in each.FILES)

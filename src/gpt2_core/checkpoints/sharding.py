@@ -140,11 +140,11 @@ def describe_folder(path: Path) -> str:
 
 def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """For json.loads: an object whose keys are all different. Raises: ValueError."""
-    seen: dict[str, Any] = dict(pairs)
-    if len(seen) != len(pairs):
-        names = [key for key, _ in pairs]
-        twice = sorted({key for key in names if names.count(key) > 1}) if len(names) < 10_000 else ["some"]
-        raise ValueError(f"the key {twice[0][:200]!r} stands there more than once")
+    seen: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in seen:
+            raise ValueError(f"the key {key[:200]!r} stands there more than once")
+        seen[key] = value
     return seen
 
 
