@@ -361,8 +361,8 @@ def bad_words_ids(scores: Scores, history: Ids, words: Sequence[Sequence[int]]) 
     """
     banned = []
     for word in words:
-        before = word[:-1]
-        if len(before) <= len(history) and list(history[len(history) - len(before) :]) == list(before):
+        before = list(word[:-1])
+        if list(history[len(history) - len(before) :]) == before:
             banned.append(word[-1])
     return _ban(scores, banned)
 
