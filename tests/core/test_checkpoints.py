@@ -333,6 +333,15 @@ def test_a_folder_never_holds_two_checkpoints(
 
 
 @pytest.mark.parametrize("format", FORMATS)
+def test_a_formats_own_write_replaces_its_own_files_and_leaves_the_others(tmp_path: Path, format: str) -> None:
+    other = formats()[FORMATS[1 - FORMATS.index(format)]]
+    kept = {path.name for path in other.write(tmp_path, some_tensors())}
+    for most in (60, None, 100):
+        written = formats()[format].write(tmp_path, some_tensors(), max_shard_bytes=most)
+        assert set(listing(tmp_path)) == kept | {path.name for path in written}
+
+
+@pytest.mark.parametrize("format", FORMATS)
 def test_a_tensor_that_fails_to_load_leaves_the_old_checkpoint(tmp_path: Path, format: str) -> None:
     save_checkpoint(tmp_path, some_tensors(), format=format)
     before = listing(tmp_path)
