@@ -50,65 +50,63 @@ def model_bits(model: GPT2LMHeadModel, tokens: np.ndarray) -> float:
 
 
 class KneserNey:
-    """Interpolated Kneser-Ney over token n-grams, all orders at once in sorted arrays."""
+    """Interpolated Kneser-Ney over token n-grams.
+
+    An n-gram is numbered: its key is the number of its first n - 1 tokens and its last token, and its number is the
+    place of that key among the sorted ones. So all lookups are searches for whole numbers.
+    """
 
     def __init__(self, tokens: np.ndarray, vocabulary: int, order: int = 5) -> None:
-        self.vocabulary, self.order = vocabulary, order
-        # An n-gram is a row of token ids, seen as one opaque value so that it can be sorted and searched.
-        grams = [self.pack(tokens, n) for n in range(1, order + 1)]
-        self.tables = []
-        lower_than: np.ndarray | None = None
-        for n in range(order, 0, -1):
-            if lower_than is None:
-                keys, counts = np.unique(grams[n - 1], return_counts=True)
-            else:  # how many different tokens stand before it
-                keys, counts = np.unique(lower_than, return_counts=True)
-            rows = self.rows(keys, n)
+        self.vocabulary = vocabulary
+        self.keys: list[np.ndarray] = []
+        numbers = np.zeros(len(tokens) + 1, np.int64)  # of the empty gram, at every position
+        every, firsts, raw = [], [], []
+        for n in range(1, order + 1):
+            keys = numbers[: len(tokens) - n + 1] << 16 | tokens[n - 1 :]
+            unique, first, numbers, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+            self.keys.append(unique)
+            every.append(numbers)
+            firsts.append(first)
+            raw.append(counts)
+        self.levels = []
+        for n in range(1, order + 1):
+            keys = self.keys[n - 1]
+            # Below the highest order a gram counts by how many different tokens stand before it.
+            counts = raw[-1] if n == order else np.bincount(every[n - 1][firsts[n] + 1], minlength=len(keys))
             once, twice = int((counts == 1).sum()), int((counts == 2).sum())
             discount = once / (once + 2 * twice)
-            contexts, inverse = np.unique(self.as_keys(rows[:, :-1]), return_inverse=True) if n > 1 else (None, None)
-            totals = np.bincount(inverse, counts) if n > 1 else np.array([counts.sum()], float)
-            kinds = np.bincount(inverse) if n > 1 else np.array([len(keys)])
-            self.tables.append((keys, counts, contexts, totals, discount * kinds / totals, discount))
-            lower_than = self.as_keys(rows[:, 1:]) if n > 1 else None
-        self.tables.reverse()
-
-    @staticmethod
-    def as_keys(rows: np.ndarray) -> np.ndarray:
-        rows = np.ascontiguousarray(rows.astype(">u2"))
-        return rows.view(f"S{2 * rows.shape[1]}").ravel() if rows.shape[1] else np.zeros(len(rows), "S1")
-
-    @classmethod
-    def pack(cls, tokens: np.ndarray, n: int) -> np.ndarray:
-        # Ids are shifted by one so that no key ends in a zero byte pair, which such strings would drop.
-        return cls.as_keys(np.lib.stride_tricks.sliding_window_view(tokens + 1, n))
-
-    @staticmethod
-    def rows(keys: np.ndarray, n: int) -> np.ndarray:
-        return np.frombuffer(keys.tobytes(), ">u2").reshape(-1, n)
-
-    @staticmethod
-    def find(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        return at, keys[at] == wanted
+            context = keys >> 16
+            totals = np.bincount(context, counts)
+            kinds = np.bincount(context, counts > 0)
+            self.levels.append((np.maximum(counts - discount, 0.0), totals, discount * kinds))
 
     def probabilities(self, tokens: np.ndarray) -> np.ndarray:
         """The probability of each token but the first, given up to four before it."""
         size = len(tokens) - 1
         p = np.full(size, 1.0 / self.vocabulary)
-        for n, (keys, counts, contexts, totals, back_off, discount) in enumerate(self.tables, 1):
-            first = max(0, n - 2)  # the first predicted token that has n - 1 before it
-            grams = self.pack(tokens, n)[max(0, 2 - n) :]
-            at, hit = self.find(keys, grams)
-            got = np.where(hit, counts[at] - discount, 0.0)
-            if n == 1:
-                share, weight = got / totals[0], np.full(len(grams), back_off[0])
-            else:
-                where, known = self.find(contexts, self.as_keys(self.rows(grams, n)[:, :-1]))
-                share = np.where(known, got / totals[where], 0.0)
-                weight = np.where(known, back_off[where], 1.0)
-            p[first:] = share + weight * p[first:]
+        for n, (keys, (shares, totals, freed)) in enumerate(zip(self.keys, self.levels, strict=True), 1):
+            for_last = slice(max(0, n - 2), None)  # the first predicted token with n - 1 tokens before it
+            context, known = self.number(tokens[:-1], n - 1)
+            context, known = context[-len(p[for_last]) :], known[-len(p[for_last]) :]
+            last = tokens[-len(context) :]
+            key = context << 16 | last
+            at = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
+            total = np.where(known, totals[np.minimum(context, len(totals) - 1)], 0.0)
+            usable = total > 0
+            share = np.where(usable & (keys[at] == key), shares[at], 0.0) / np.where(usable, total, 1.0)
+            weight = np.where(usable, freed[np.minimum(context, len(freed) - 1)] / np.where(usable, total, 1.0), 1.0)
+            p[for_last] = share + weight * p[for_last]
         return p
+
+    def number(self, tokens: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """The number of the n-gram that ends at each token, and whether it was seen in training."""
+        number, known = np.zeros(len(tokens), np.int64), np.ones(len(tokens), bool)
+        for i in range(n):
+            token = tokens[i : len(tokens) - n + 1 + i]
+            key = number[: len(token)] << 16 | token
+            at = np.minimum(np.searchsorted(self.keys[i], key), len(self.keys[i]) - 1)
+            number, known = at, known[: len(token)] & (self.keys[i][at] == key)
+        return number, known
 
 
 def xz_bits(data: bytes, before: bytes = b"") -> int:
