@@ -17,7 +17,7 @@ from gpt2_core.checkpoints.naming import BUFFERS, LM_HEAD, Matching, names_in_fi
 from gpt2_core.config import GPT2Config
 from gpt2_core.errors import CheckpointError, ConfigError, InputError, nearest
 from gpt2_core.initialization import initial_value
-from gpt2_core.parameters import Head, Parameter, parameter_table
+from gpt2_core.parameters import PREFIX, Head, Parameter, parameter_table
 from gpt2_core.pretrained import Pretrained, open_pretrained, save_pretrained
 
 Model = TypeVar("Model", bound="PreTrainedModel")
@@ -133,12 +133,11 @@ def _accept_hub_names(
     for ours, theirs in names_in_file(have, module.parameter_table()).items():
         if ours != theirs and theirs in have:
             state[prefix + ours] = state.pop(prefix + theirs)
-    body = "" if module.head is Head.NONE else "transformer."
     for layer in range(module.config.n_layer):
         for buffer in BUFFERS:
-            for name in (f"{body}h.{layer}.{buffer}", f"h.{layer}.{buffer}"):
-                state.pop(prefix + name, None)
-    tokens = f"{prefix}{body}wte.weight"
+            for body in ("", PREFIX):
+                state.pop(f"{prefix}{body}h.{layer}.{buffer}", None)
+    tokens = f"{prefix}{PREFIX}wte.weight"
     if module.get_output_embeddings() is not None and module.config.tie_word_embeddings and tokens in state:
         head = state.setdefault(prefix + LM_HEAD, state[tokens])
         if head is not state[tokens] and not _same(head, state[tokens]):
@@ -220,6 +219,7 @@ class PreTrainedModel(nn.Module):
 
         Raises: HubError, ConfigError, or CheckpointError and its kinds.
         """
+        asked = _dtype(dtype)
         place = torch.device(device) if device is not None else torch.get_default_device()
         pretrained = open_pretrained(
             name_or_folder,
@@ -230,7 +230,7 @@ class PreTrainedModel(nn.Module):
             local_files_only=local_files_only,
             writable=True,
         )
-        target = _dtype(dtype) or _own_dtype(pretrained)
+        target = asked or _own_dtype(pretrained)
         if place.type != "cpu" or not _holds(pretrained, target):
             pretrained = _reopened(pretrained)
         with pretrained.checkpoint, torch.device("meta"):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from models import HEADS, ordinary_parameters, padded_mask, random_config, random_ids, random_parameters, small_config
-from tolerances import REFERENCE, error
 
 from gpt2_core.config import ACTIVATIONS
 from gpt2_core.reference import ReferenceModel
+from models import HEADS, ordinary_parameters, padded_mask, random_config, random_ids, random_parameters, small_config
+from tolerances import REFERENCE, error
 
 ROWS, T = 3, 9
 PLAIN = ("none", "lm", "sequence", "token", "qa")
@@ -40,8 +40,9 @@ def pair(framework, config, head, seed, parameters=random_parameters, dtype="flo
 
 
 def assert_same(framework, got, expected, dtype="float64"):
-    assert got.keys() == expected.keys()
-    for key in expected.keys():
+    names = expected.keys()
+    assert got.keys() == names
+    for key in names:
         tolerance = REFERENCE[dtype].loss if key.endswith("loss") else REFERENCE[dtype].values
         assert error(framework.numpy(got[key]), expected[key]) <= tolerance, key
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from models import ordinary_parameters, padded_mask, random_config, random_ids, small_config
 
 from gpt2_core.reference import ReferenceModel
 from gpt2_core.sampling import GenerationConfig
+from models import ordinary_parameters, padded_mask, random_config, random_ids, small_config
 
 SETTINGS = [
     {},
@@ -110,7 +110,7 @@ def test_the_whole_context_can_be_filled_and_no_more(framework):
     ours, model = models(framework, config)
     ids = random_ids(config, 2, 10)
     assert write(model, ids, max_length=16) == ours.generate(ids, max_length=16).tolist()
-    with pytest.raises(GenerationError, match="may get 17 tokens long.* but this model has 16 positions"):
+    with pytest.raises(GenerationError, match=r"may get 17 tokens long.* but this model has 16 positions"):
         model.generate(ids, max_length=17)
 
 

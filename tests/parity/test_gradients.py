@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from models import ordinary_parameters, padded_mask, random_config, random_ids
-from tolerances import GRADIENTS, error
 
 from gpt2_core.reference import ReferenceModel
+from models import ordinary_parameters, padded_mask, random_config, random_ids
+from tolerances import GRADIENTS, error
 
 
 def slope(config, head, values, direction, inputs, step=1e-3):

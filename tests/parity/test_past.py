@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from models import padded_mask, random_config, random_ids, random_parameters, small_config
-from tolerances import REFERENCE, error
 
 from gpt2_core.errors import InputError
 from gpt2_core.reference import ReferenceModel
+from models import padded_mask, random_config, random_ids, random_parameters, small_config
+from tolerances import REFERENCE, error
 
 CLOSE = REFERENCE["float64"].values
 

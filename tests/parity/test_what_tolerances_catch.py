@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from models import ordinary_parameters, padded_mask, random_ids, random_parameters, small_config
-from tolerances import REFERENCE, TRANSFORMERS, error
 
 from gpt2_core import reference
 from gpt2_core.reference import ReferenceModel
+from models import ordinary_parameters, padded_mask, random_ids, random_parameters, small_config
+from tolerances import REFERENCE, TRANSFORMERS, error
 
 IDS = random_ids(small_config(), 2, 9)
 
