@@ -74,7 +74,7 @@ class KneserNey:
             # Below the highest order a gram counts by how many different tokens stand before it.
             counts = raw[-1] if n == order else np.bincount(every[n - 1][firsts[n] + 1], minlength=len(keys))
             once, twice = int((counts == 1).sum()), int((counts == 2).sum())
-            discount = once / (once + 2 * twice)
+            discount = once / max(once + 2 * twice, 1)
             context = keys >> 16
             totals = np.bincount(context, counts)
             kinds = np.bincount(context, counts > 0)

@@ -14,8 +14,8 @@ fewer than ``--min-count`` times shares one row of the token table, which makes 
 approximating it: N tokens with one row between them add N * exp(h . row) to the sum. After training the row is given
 to each of them, raised or lowered by how often it was seen, and the result is a plain GPT-2 with the whole vocabulary.
 
-The softmax of a step runs over the frequent tokens, the targets of the batch and a random sample of the
-rest, which stands for all of the rest (importance sampling: the sum it estimates is unbiased). The cool-down takes a larger sample.
+The softmax of a step runs over the frequent tokens, the targets of the batch and a random sample of the rest, which
+stands for all of the rest (importance sampling: the sum it estimates is unbiased). The cool-down takes a larger sample.
 
 Until the cool-down sequences are half as long as the context; half of them sit at its second half, so that all
 positions are learned. The cool-down uses the whole length.
