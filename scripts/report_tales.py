@@ -85,6 +85,8 @@ class KneserNey:
         size = len(tokens) - 1
         p = np.full(size, 1.0 / self.vocabulary)
         for n, (keys, (shares, totals, freed)) in enumerate(zip(self.keys, self.levels, strict=True), 1):
+            if n - 2 >= size:
+                break
             for_last = slice(max(0, n - 2), None)  # the first predicted token with n - 1 tokens before it
             context, known = self.number(tokens[:-1], n - 1)
             context, known = context[-len(p[for_last]) :], known[-len(p[for_last]) :]
