@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -155,8 +156,10 @@ def _write_npy(out: BinaryIO, ids: Iterable[list[int]], dtype: str) -> None:
 
 def _show_tokens(tokenizer: GPT2Tokenizer, text: str, special: str, *, as_json: bool) -> None:
     found = tokenizer(text, special=special, return_offsets_mapping=True)
+    # Machines get tokens as vocabulary files write them ("Ġthe"), which is exact; people get their text.
+    write = tokenizer.convert_ids_to_tokens if as_json else functools.partial(shown, tokenizer)
     rows = [
-        {"id": index, "token": shown(tokenizer, index), "start": start, "end": end}
+        {"id": index, "token": write(index), "start": start, "end": end}
         for index, (start, end) in zip(found["input_ids"], found["offset_mapping"], strict=True)
     ]
     if as_json:
@@ -192,6 +195,14 @@ def _table(rows: list[dict[str, Any]]) -> None:
 def shown(tokenizer: GPT2Tokenizer, index: int) -> str:
     r"""The text of one token in quotes, on one line: ``" the"``, ``"\n"``, and ``"\xe2"`` for part of a character."""
     data = tokenizer.decode_bytes([index])
-    text = data.decode("utf-8", "backslashreplace") if b"\\" not in data else data.decode("utf-8", "replace")
-    escaped = "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
-    return f'"{escaped}"'
+    try:
+        text = data.decode("utf-8").replace("\\", r"\\").replace('"', r"\"")
+    except UnicodeDecodeError:
+        text = data.replace(b"\\", rb"\\").replace(b'"', rb"\"").decode("utf-8", "backslashreplace")
+    return '"' + "".join(char if char.isprintable() else _escaped(char) for char in text) + '"'
+
+
+def _escaped(char: str) -> str:
+    # \x80 and above stand for bytes here, so characters from there on are written longer.
+    code = ord(char)
+    return char.encode("unicode_escape").decode("ascii") if code < 0x80 or code > 0xFF else f"\\u{code:04x}"

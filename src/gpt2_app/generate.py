@@ -103,6 +103,7 @@ def command(
         runner = backends.load(framework, model, device, dtype)
     ids = writing.prompt_ids(runner, vocabulary, words)
     settings = _fitted(settings, length, writing.room(runner, ids))
+    _check(runner, ids, settings)
     job = Job(runner, vocabulary, model, words, ids, settings, tuple(stop or ()), samples)
     if as_json:
         _write_json(job)
@@ -171,6 +172,13 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
     return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
 
 
+def _check(runner: Runner, ids: list[int], settings: GenerationConfig) -> None:
+    """Raise what the model would, before anything is shown."""
+    from gpt2_core.generation import prepare
+
+    prepare(runner.config, [ids], generation_config=settings)
+
+
 # -- telling it ----------------------------------------------------------------------------------------------
 
 
@@ -200,7 +208,7 @@ def _write_json(job: Job) -> None:
 
 def _write_text(job: Job, *, show_prompt: bool, quiet: bool, seed_given: bool) -> None:
     for_people = sys.stdout.isatty()
-    made = seconds = 0.0
+    made, seconds = 0, 0.0
 
     def on_text(text: str) -> None:
         terminal.write(terminal.harmless(text) if for_people else text)
@@ -217,10 +225,11 @@ def _write_text(job: Job, *, show_prompt: bool, quiet: bool, seed_given: bool) -
             terminal.write("\n")
     except KeyboardInterrupt:
         clean_interrupt()
-        raise
-    finally:
         if not quiet:
-            _remark(job, int(made), seconds, seed_given=seed_given)
+            _remark(job, 0, 0.0, seed_given=seed_given)
+        raise
+    if not quiet:
+        _remark(job, made, seconds, seed_given=seed_given)
 
 
 def _heading(number: int, count: int, seed: int | None) -> None:

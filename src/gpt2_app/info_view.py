@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gpt2_app.terminal import console
+from gpt2_app.terminal import console, write
 
 # The fields of a configuration that say what is computed; the others are shown where they differ from the default.
 _SHAPE = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
@@ -74,7 +74,7 @@ def _configuration(out: Console, config: Mapping[str, Any], source: str) -> None
 
 def _parameters(out: Console, parameters: Mapping[str, Any], config: Mapping[str, Any] | None) -> None:
     total = parameters["total"]
-    table = Table(box=SIMPLE_HEAD, pad_edge=True, padding=(0, 1))
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=True, padding=(0, 1))
     table.add_column("part", style="cyan")
     table.add_column("parameters", justify="right")
     table.add_column("share", justify="right")
@@ -83,7 +83,7 @@ def _parameters(out: Console, parameters: Mapping[str, Any], config: Mapping[str
         table.add_row(part + layers, f"{size:,}", f"{100 * size / total:.1f} %" if total else "")
     table.add_row("all", Text(f"{total:,}", "bold"), "")
     out.print()
-    out.print(Text(f"Parameters (head: {_HEAD_NAMES[parameters['head']]})", "bold"), end="")
+    out.print(Text(f"Parameters (head: {_HEAD_NAMES[parameters['head']]})", "bold"))
     out.print(table)
 
 
@@ -164,11 +164,10 @@ def _tensors(out: Console, tensors: list[Mapping[str, Any]]) -> None:
     out.print(Text(f"Tensors ({len(tensors):,})", "bold"))
     if not out.is_terminal:  # one tensor a line, whatever its length
         for row in tensors:
-            out.print(
-                f"{row['name']}\t{_shape(row['shape'])}\t{row['dtype']}\t{row['bytes']}", soft_wrap=True, markup=False
-            )
+            columns = (row["name"], _shape(row["shape"]), row["dtype"], str(row["bytes"]))
+            write("\t".join(columns) + "\n")
         return
-    table = Table(box=SIMPLE_HEAD, pad_edge=True, padding=(0, 1))
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=True, padding=(0, 1))
     table.add_column("name", style="cyan", overflow="fold")
     table.add_column("shape", justify="right")
     table.add_column("dtype")

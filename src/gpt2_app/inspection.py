@@ -154,7 +154,7 @@ def _add_checkpoint(found: dict[str, Any], checkpoint: Checkpoint, config: GPT2C
     head = _head_of(checkpoint)
     described = _describe(checkpoint)
     if config is None:
-        buffers = tuple(BUFFERS)
+        buffers = tuple(f".{buffer}" for buffer in BUFFERS)
         own = [name for name in checkpoint if not name.endswith(buffers)]
         sizes = [(name, prod(checkpoint.shape(name))) for name in own]
         found["parameters"] = {

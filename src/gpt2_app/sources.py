@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -59,18 +60,18 @@ def read_bytes(stream: BinaryIO, name: str, size: int = CHUNK) -> Iterator[bytes
 
 
 def check_argument(text: str, what: str) -> str:
-    """`text`, a command line argument, as it is.
+    """`text`, a command line argument, as UTF-8, also where the locale made Python read its bytes as something less.
 
-    Raises: InputError for bytes that are no UTF-8, which Python hands over as lone surrogates.
+    Raises: InputError for bytes that are no UTF-8.
     """
+    if text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text):
+        return text
     try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as cause:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError as cause:
         raise InputError(
-            f"{what} is not valid UTF-8 at character {cause.start}; check the terminal's encoding, or give the text "
-            f"in a file"
+            f"{what} is not valid UTF-8 ({cause}); check the terminal's encoding, or give the text in a file"
         ) from cause
-    return text
 
 
 def one_source(text: str | None, file: Path | None, what: str) -> None:

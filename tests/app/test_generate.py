@@ -1,0 +1,448 @@
+"""`gpt2 generate`: the same text from the same seed, streamed or not, in every framework, and clean ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from app_process import TINY, Run, child, environment
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2_app import backends, generate, terminal, writing
+from gpt2_app.backends import Runner
+from gpt2_core.config import GPT2Config
+from gpt2_core.errors import InputError
+from gpt2_core.reference import ReferenceModel
+from gpt2_core.sampling import GenerationConfig
+from gpt2_core.tokenizer import GPT2Tokenizer
+
+PROMPT = "Once upon a time"
+TOKENIZER = GPT2Tokenizer()
+needs_pty = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+
+
+def of(model: str, *arguments: object, framework: str = "numpy") -> list[object]:
+    """The arguments that generate with a tiny model."""
+    return ["generate", "--model", model, "--tokenizer", "gpt2", "--framework", framework, *arguments]
+
+
+# -- what it writes ------------------------------------------------------------------------------------------
+
+
+def test_the_text_is_the_librarys_for_the_same_settings(gpt2_json: Run, tiny: str) -> None:
+    found = gpt2_json(*of(tiny, PROMPT, "--seed", 5, "-n", 12, "--top-p", 0.9, "--min-p", 0.01, "-t", 1.1))
+    settings = {"do_sample": True, "temperature": 1.1, "top_k": generate.TOP_K, "top_p": 0.9, "min_p": 0.01, "seed": 5}
+    prompt = TOKENIZER.encode(PROMPT)
+    rows = ReferenceModel.from_pretrained(tiny).generate([prompt], max_new_tokens=12, **settings)
+    new = rows[0, len(prompt) :].tolist()
+    assert found["ids"] == new
+    assert found["text"] == TOKENIZER.decode(new)
+    assert found["prompt"] == PROMPT
+    assert found["prompt_ids"] == prompt
+    assert found["settings"] == {"max_new_tokens": 12, **{key: settings[key] for key in settings if key != "seed"}}
+    assert (found["seed"], found["model"], found["framework"], found["finish"]) == (5, tiny, "numpy", "length")
+    assert found["seconds"] > 0
+    assert found["tokens_per_second"] > 0
+
+
+def test_what_is_streamed_is_the_prompt_and_the_text(gpt2: Run, gpt2_json: Run, tiny: str) -> None:
+    arguments = of(tiny, PROMPT, "--seed", 5, "-n", 15)
+    text = gpt2_json(*arguments)["text"]
+    result = gpt2(*arguments)
+    assert result.stdout == PROMPT + text + "\n"
+    assert result.stderr == ""
+    assert gpt2(*arguments, "--no-prompt").stdout == text + "\n"
+
+
+@pytest.mark.parametrize(
+    "chosen", [["--greedy"], ["--seed", 3], ["--seed", 4, "--repetition-penalty", 1.5, "--top-k", 0]]
+)
+def test_both_frameworks_write_the_same_text(gpt2_json: Run, tiny: str, chosen: list[object], one_thread: None) -> None:
+    ours = [
+        gpt2_json(*of(tiny, PROMPT, "-n", 12, *chosen, *extra, framework=framework))
+        for framework, extra in (("numpy", []), ("pt", ["--dtype", "float64"]), ("pt", []))
+    ]
+    assert [found["framework"] for found in ours] == ["numpy", "pt", "pt"]
+    assert [found["dtype"] for found in ours] == ["float64", "float64", "float32"]
+    assert ours[0]["ids"] == ours[1]["ids"] == ours[2]["ids"]
+
+
+def test_greedy_text_has_no_seed_and_repeats_itself(gpt2: Run, gpt2_json: Run, tiny: str) -> None:
+    arguments = of(tiny, PROMPT, "--greedy", "-n", 8)
+    assert gpt2_json(*arguments)["seed"] is None
+    result = gpt2(*arguments)
+    assert result.stdout == gpt2(*arguments).stdout
+    assert result.stderr == ""
+
+
+def test_a_drawn_seed_is_shown_and_gives_the_text_again(gpt2: Run, tiny: str) -> None:
+    arguments = of(tiny, PROMPT, "-n", 10)
+    first = gpt2(*arguments)
+    word, seed = first.stderr.split()
+    assert word == "seed"
+    assert gpt2(*arguments, "--seed", seed).stdout == first.stdout
+    assert gpt2(*arguments, "--quiet").stderr == ""
+
+
+def test_each_sample_has_the_next_seed_and_can_be_had_alone(gpt2: Run, tiny: str) -> None:
+    arguments = of(tiny, PROMPT, "-n", 6)
+    lines = gpt2(*arguments, "--seed", 7, "--samples", 3, "--json").stdout.splitlines()
+    samples = [json.loads(line) for line in lines]
+    assert [sample["seed"] for sample in samples] == [7, 8, 9]
+    assert len({sample["text"] for sample in samples}) == 3
+    alone = json.loads(gpt2(*arguments, "--seed", 8, "--json").stdout)
+    assert alone["ids"] == samples[1]["ids"]
+    shown = gpt2(*arguments, "--seed", 7, "--samples", 3).stdout
+    assert shown == "\n".join(
+        f"=== SAMPLE {number} of 3, seed {sample['seed']} ===\n{PROMPT}{sample['text']}\n"
+        for number, sample in enumerate(samples, 1)
+    )
+
+
+def test_the_seed_after_the_last_is_the_first() -> None:
+    assert writing.seed_of(2**64 - 1, 1) == 0
+
+
+# -- where the prompt comes from -----------------------------------------------------------------------------
+
+
+def test_prompts_come_from_an_argument_a_file_or_standard_input(gpt2_json: Run, tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "prompt").write_bytes(PROMPT.encode() + b"\n")
+    chosen = ["--seed", 1, "-n", 2]
+    expected = TOKENIZER.encode(PROMPT)
+    assert gpt2_json(*of(tiny, PROMPT, *chosen))["prompt_ids"] == expected
+    assert gpt2_json(*of(tiny, "--file", tmp_path / "prompt", *chosen))["prompt_ids"] == expected
+    assert gpt2_json(*of(tiny, *chosen), input=PROMPT.encode() + b"\r\n")["prompt_ids"] == expected
+
+
+def test_one_line_feed_at_the_end_of_a_file_is_dropped_and_no_more(gpt2_json: Run, tiny: str) -> None:
+    assert gpt2_json(*of(tiny, "--seed", 1, "-n", 1), input=b"a \n\n")["prompt"] == "a \n"
+    assert gpt2_json(*of(tiny, "a\n", "--seed", 1, "-n", 1))["prompt"] == "a\n"
+
+
+def test_an_empty_prompt_begins_with_the_token_between_texts(gpt2_json: Run, tiny: str) -> None:
+    assert gpt2_json(*of(tiny, "", "--seed", 1, "-n", 1))["prompt_ids"] == [50256]
+    assert gpt2_json(*of(tiny, "--seed", 1, "-n", 1), input=b"")["prompt_ids"] == [50256]
+
+
+def test_an_empty_prompt_needs_a_token_to_begin_with() -> None:
+    config = GPT2Config(bos_token_id=None, eos_token_id=None)
+    with pytest.raises(InputError, match="the prompt is empty"):
+        writing.prompt_ids(Runner("numpy", config, "cpu", "float64", lambda *_: []), TOKENIZER, "")
+
+
+def test_a_models_own_tokenizer_is_used_where_it_has_one(gpt2_json: Run, tiny: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in Path(tiny).iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    GPT2Tokenizer(add_prefix_space=True).save_pretrained(folder)
+    arguments = ["generate", "Once", "--model", folder, "--framework", "numpy", "-n", 1, "--seed", 1]
+    assert gpt2_json(*arguments)["prompt_ids"] == TOKENIZER.encode(" Once")
+
+
+# -- how long it gets ----------------------------------------------------------------------------------------
+
+
+def test_without_a_length_the_text_ends_with_the_window(gpt2_json: Run, tiny: str) -> None:
+    room = TINY.n_positions - len(TOKENIZER.encode(PROMPT))
+    assert len(gpt2_json(*of(tiny, PROMPT, "--seed", 1))["ids"]) == room < generate.LENGTH
+    assert len(gpt2_json(*of(tiny, PROMPT, "--seed", 1, "--length", -1))["ids"]) == room
+    assert len(gpt2_json(*of(tiny, PROMPT, "--seed", 1, "--max-new-tokens", 3))["ids"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "message"),
+    [
+        (PROMPT, ["-n", "46"], "this model has 48 positions"),
+        ("a " * 60, [], "48 positions"),
+        (PROMPT, ["-n", "0"], "max_new_tokens is 0"),
+        (PROMPT, ["--top-p", "3"], "top_p is 3.0"),
+        (PROMPT, ["--seed", "-1"], "seed is -1"),
+        (PROMPT, ["--temperature", "0"], "--greedy"),
+        (PROMPT, ["--greedy", "--top-k", "3"], "--top-k cannot change"),
+        (PROMPT, ["--stop", ""], "--stop is an empty text"),
+        (PROMPT, ["--samples", "0"], "samples"),
+        (PROMPT, ["--framework", "tensorbow"], "framework 'tensorbow' is not known"),
+        (PROMPT, ["--dtype", "float8"], "dtype is 'float8'"),
+        (PROMPT, ["--device", "tpu"], "runs on cpu alone"),
+        (PROMPT, ["--file", "x"], "give one of them"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_shown(
+    gpt2: Run, tiny: str, prompt: str, chosen: list[str], message: str, monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    result = gpt2(*of(tiny, prompt, *chosen))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+# -- stopping ------------------------------------------------------------------------------------------------
+
+
+def heard(text: str, stops: Sequence[str], ids: Sequence[int] | None = None) -> tuple[writing.Listener, list[str]]:
+    """A listener that heard the ids of `text` one by one, and the parts that it passed on."""
+    parts: list[str] = []
+    listener = writing.Listener(TOKENIZER, stops, parts.append)
+    try:
+        for index in TOKENIZER.encode(text) if ids is None else ids:
+            listener.hear([index])
+    except writing._Enough:
+        pass
+    listener.finish()
+    return listener, parts
+
+
+@given(st.text(max_size=20), st.lists(st.text(min_size=1, max_size=4), max_size=3))
+def test_a_listener_passes_on_everything_before_the_first_stop_text(text: str, stops: list[str]) -> None:
+    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    listener, parts = heard(text, stops)
+    assert "".join(parts) == listener.text
+    if listener.stopped:
+        assert text.startswith(listener.text)
+        assert any(text[len(listener.text) :].startswith(stop) for stop in stops)
+        assert not any(stop in listener.text for stop in stops)
+    else:
+        assert listener.text == text
+        assert not any(stop in text for stop in stops)
+
+
+def test_a_stop_text_across_tokens_is_never_shown() -> None:
+    listener, parts = heard("one two three four", ["wo thr"])
+    assert "".join(parts) == "one t"
+    assert listener.ids == TOKENIZER.encode("one two three")
+
+
+def test_what_only_began_like_a_stop_text_is_shown_in_the_end() -> None:
+    assert heard("one two", ["two!"])[0].text == "one two"
+
+
+def test_characters_are_passed_on_whole_and_broken_ones_at_the_end() -> None:
+    ids = TOKENIZER.encode("🐉")
+    assert len(ids) > 1
+    assert heard("", [], ids)[1] == ["🐉"]
+    assert heard("", [], ids[:-1])[1] == ["\ufffd"]
+
+
+def test_generation_ends_at_the_stop_text(gpt2: Run, gpt2_json: Run, tiny: str) -> None:
+    arguments = of(tiny, PROMPT, "--seed", 5, "-n", 30)
+    whole = gpt2_json(*arguments)
+    stop = whole["text"][20:24]
+    found = gpt2_json(*arguments, "--stop", stop, "--stop", "never-there")
+    assert found["text"] == whole["text"].partition(stop)[0]
+    assert found["finish"] == "stop"
+    assert found["ids"] == whole["ids"][: len(found["ids"])]
+    assert len(found["ids"]) < 30
+    assert gpt2(*arguments, "--stop", stop).stdout == PROMPT + found["text"] + "\n"
+
+
+def scripted(ids: Sequence[int]) -> Runner:
+    """A runner that writes these ids."""
+
+    def run(prompts: list[list[int]], settings: GenerationConfig, on_token: Any) -> list[list[int]]:
+        for index in ids:
+            on_token([index])
+        return [[*prompts[0], *ids]]
+
+    return Runner("numpy", TINY, "cpu", "float64", run)
+
+
+def test_the_end_of_text_ends_the_text_and_is_not_shown() -> None:
+    sample = writing.write_text(scripted([64, 65, 50256]), TOKENIZER, [1], GenerationConfig())
+    assert (sample.text, sample.ids, sample.finish) == ("ab", [64, 65, 50256], "end")
+    other = writing.write_text(scripted([64, 65]), TOKENIZER, [1], GenerationConfig(eos_token_id=(3, 65)))
+    assert other.finish == "end"
+
+
+# -- frameworks and files ------------------------------------------------------------------------------------
+
+
+def test_a_framework_that_is_not_installed_says_how_to_get_it(gpt2: Run, tiny: str, monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else object())
+    result = gpt2(*of(tiny, PROMPT, framework="pt"))
+    assert result.exit_code == 2
+    assert "pip install 'gpt2-duet[pt]'" in result.stderr
+    assert backends.choose(None).name == "numpy"
+
+
+def test_the_default_framework_is_the_first_that_is_installed(monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert backends.choose(None).name == "pt"
+
+
+def test_a_device_that_is_not_there_is_refused(gpt2: Run, tiny: str) -> None:
+    pytest.importorskip("torch")
+    for device in ("cuda:99", "abacus"):
+        result = gpt2(*of(tiny, PROMPT, "--device", device, framework="pt"))
+        assert result.exit_code == 2
+        assert f"device '{device}' cannot be used" in result.stderr
+
+
+def test_files_that_cannot_be_used_are_exit_code_3(gpt2: Run, tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((Path(tiny) / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((Path(tiny) / "model.safetensors").read_bytes()[:-3])
+    result = gpt2(*of(str(tmp_path), PROMPT), "--json")
+    assert result.exit_code == 3
+    error = json.loads(result.stdout)["error"]
+    assert (error["type"], error["exit_code"]) == ("CheckpointFormatError", 3)
+    assert error["message"] in result.stderr
+    (tmp_path / "config.json").unlink()
+    assert gpt2(*of(str(tmp_path), PROMPT)).exit_code == 3
+
+
+def test_a_folder_without_a_vocabulary_is_exit_code_3(gpt2: Run, tiny: str) -> None:
+    result = gpt2("generate", PROMPT, "--model", tiny, "--framework", "numpy")
+    assert result.exit_code == 3
+    assert "holds no tokenizer" in result.stderr
+
+
+def test_a_model_that_is_not_found_is_exit_code_6(gpt2: Run) -> None:
+    assert gpt2("generate", PROMPT, "--model", "nobody/nothing", "--framework", "numpy").exit_code == 6
+
+
+def test_nothing_but_json_is_on_stdout(gpt2: Run, tiny: str) -> None:
+    result = gpt2(*of(tiny, PROMPT, "-n", 2, "-N", 2), "--json")
+    assert [json.loads(line)["framework"] for line in result.stdout.splitlines()] == ["numpy", "numpy"]
+    assert result.stderr == ""
+
+
+# -- the embedded model --------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    not (Path(backends.__file__).parents[1] / "gpt2_core/assets/gpt2-tales/model.safetensors").exists(),
+    reason="the embedded model is not there yet",
+)
+def test_the_embedded_model_writes_without_any_option(gpt2: Run) -> None:
+    result = gpt2("generate", "The king said", "-n", 8, "--seed", 1, "--framework", "numpy")
+    assert result.exit_code == 0
+    words = result.stdout.split()
+    assert words[:3] == ["The", "king", "said"]
+    assert len(words) > 6
+
+
+# -- terminals and signals -----------------------------------------------------------------------------------
+
+
+def on_a_terminal(*arguments: object, **changes: str) -> str:
+    """What the command shows on a terminal."""
+    import pty
+
+    main, side = pty.openpty()
+    command = [sys.executable, "-m", "gpt2_app", *map(str, arguments)]
+    with subprocess.Popen(command, stdin=side, stdout=side, stderr=side, env=environment(TERM="xterm", **changes)):
+        os.close(side)
+        shown = b""
+        try:
+            while data := os.read(main, 1 << 16):
+                shown += data
+        except OSError:  # Linux reports the end of a terminal so
+            pass
+    os.close(main)
+    return shown.decode()
+
+
+@needs_pty
+def test_a_terminal_shows_the_prompt_in_bold_and_how_fast_it_was(tiny: str) -> None:
+    shown = on_a_terminal(*of(tiny, PROMPT, "-n", 4, "--seed", 1))
+    assert f"\x1b[1m{PROMPT}\x1b[0m" in shown
+    assert "4 tokens in " in shown
+    assert "seed 1" in shown
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h")  # a hidden cursor comes back
+
+
+@needs_pty
+def test_no_color_is_respected(tiny: str) -> None:
+    shown = on_a_terminal(*of(tiny, PROMPT, "-n", 4, "--seed", 1), NO_COLOR="1")
+    assert "\x1b[3" not in shown
+    assert "\x1b[3" not in on_a_terminal("info", tiny, NO_COLOR="1")
+    assert "\x1b[3" in on_a_terminal("info", tiny, COLORTERM="truecolor")
+
+
+def test_text_cannot_steer_the_terminal() -> None:
+    assert terminal.harmless("a\x1b[2J\r\x07\x7f\x9b\tb\n") == "a␛[2J␍␇␡\ufffd\tb\n"
+
+
+@needs_pty
+def test_decoding_to_a_terminal_ends_the_line() -> None:
+    assert on_a_terminal("decode", "64") == "a\r\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_an_interrupt_ends_cleanly(tiny: str) -> None:
+    command = [sys.executable, "-m", "gpt2_app", *map(str, of(tiny, PROMPT, "-N", "100000"))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline().startswith(b"=== SAMPLE 1 of 100000, seed ")
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        complaint = process.stderr.read()
+        assert process.wait(60) == 130
+    assert complaint.startswith(b"seeds ")
+    assert b"Traceback" not in complaint
+
+
+def test_no_framework_is_imported_for_help_and_version() -> None:
+    program = (
+        "import sys\nfrom gpt2_app.cli import app\n"
+        "for arguments in (['--help'], ['--version'], ['generate', '--help']):\n"
+        "    try:\n        app(arguments)\n    except SystemExit:\n        pass\n"
+        "print({'torch', 'tensorflow', 'numpy', 'huggingface_hub'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment(), check=True)
+    assert done.stdout.rstrip().endswith(b"set()")
+
+
+def test_the_numpy_reference_runs_without_torch(tiny: str) -> None:
+    arguments = [*map(str, of(tiny, PROMPT, "-n", 3, "--seed", 1))]
+    program = f"import sys\nsys.modules['torch'] = None\nfrom gpt2_app.cli import app\napp({arguments!r})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode().startswith(PROMPT)
+
+
+def test_usage_errors_are_json_too_where_json_was_asked_for(gpt2: Run) -> None:
+    result = gpt2("generate", "--no-such-option", "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["error"]["type"] == "UsageError"
+    assert gpt2("generate", "--no-such-option").stdout == ""
+
+
+def test_debug_shows_the_traceback(tiny: str) -> None:
+    assert b"Traceback" in child("--debug", "info", "no-such-model").stderr
+    assert b"Traceback" in child("info", "no-such-model", GPT2_DEBUG="1").stderr
+    plain = child("info", "no-such-model")
+    assert plain.returncode == 6
+    assert b"Traceback" not in plain.stderr
+    assert plain.stderr.startswith(b"error: ")
+
+
+def test_help_names_the_exit_codes_and_every_command(gpt2: Run) -> None:
+    shown = " ".join(gpt2("--help").stdout.split())
+    for text in ("generate", "encode", "decode", "info", "3 unreadable checkpoint", "6 model not found"):
+        assert text in shown
+
+
+def test_the_version_is_the_packages(gpt2: Run) -> None:
+    from gpt2_core import __version__
+
+    assert gpt2("--version").stdout == f"gpt2-duet {__version__}\n"
+
+
+def test_ids_given_to_a_backend_come_back_in_front(tiny: str) -> None:
+    for name in backends.BACKENDS:
+        if backends.BACKENDS[name].is_installed():
+            rows = backends.load(name, tiny, "cpu").generate([[1, 2, 3]], GenerationConfig(max_new_tokens=2), None)
+            assert np.array(rows).shape == (1, 5)
+            assert rows[0][:3] == [1, 2, 3]
