@@ -204,11 +204,11 @@ def safe_cut(data: bytes, start: int, end: int) -> int:
         low = max(end - window, start)
         while low > start and data[low] & 0xC0 == 0x80:
             low -= 1
+        while start < end < len(data) and data[end] & 0xC0 == 0x80:  # leave out a character that is not whole
+            end -= 1
         part = data[low:end]
-        while end < len(data) and part and data[end] & 0xC0 == 0x80:  # leave out a character that is not whole
-            part, end = part[:-1], end - 1
         classes, _ = _classes(part + PADDING, len(part))
-        before, here = classes[: len(part) - 1], classes[1 : len(part)]
+        before, here = classes[: max(len(part) - 1, 0)], classes[1 : max(len(part), 1)]
         safe = (before != here) & (before != SPACE) & ~((before == OTHER) & (here == LETTER))
         found = np.flatnonzero(safe)
         if len(found):
