@@ -57,6 +57,14 @@ def assert_same(one: Checkpoint | dict[str, Tensor], other: Checkpoint | dict[st
         assert tensor.raw().tobytes() == other[name].raw().tobytes(), name
 
 
+def is_view_of_a_file(array: np.ndarray) -> bool:
+    """Whether the numbers stand in a mapping, whatever views lie between."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base is not None
+
+
 def listing(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -136,7 +144,7 @@ def test_arrays_are_views_of_the_mapped_file_and_read_only(tmp_path: Path, forma
     opened = open_checkpoint(tmp_path)
     for name in opened:
         array = opened.array(name)
-        assert not array.flags.owndata and not array.flags.writeable and array.flags.aligned
+        assert is_view_of_a_file(array) and not array.flags.writeable and array.flags.aligned
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0
 
@@ -152,7 +160,7 @@ def test_every_tensor_we_write_is_aligned_to_its_own_width(tmp_path: Path, forma
     save_checkpoint(tmp_path, mixed, format=format)
     opened = open_checkpoint(tmp_path)
     for name in opened:
-        assert not opened.raw(name).flags.owndata, f"{name} had to be copied"
+        assert is_view_of_a_file(opened.raw(name)), f"{name} had to be copied"
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -160,7 +168,7 @@ def test_writable_views_change_this_process_alone(tmp_path: Path, format: str) -
     save_checkpoint(tmp_path, {"a": np.zeros(4, np.float32)}, format=format)
     array = open_checkpoint(tmp_path, writable=True).array("a")
     array += 1
-    assert array.sum() == 4 and not array.flags.owndata
+    assert array.sum() == 4 and is_view_of_a_file(array)
     assert open_checkpoint(tmp_path).array("a").sum() == 0
 
 
