@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -29,7 +30,10 @@ class Door(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As in click; remembers the arguments, for errors that come up before they are understood."""
         self._arguments = tuple(args[: args.index("--")] if "--" in args else args)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except BrokenPipeError as error:  # --help is printed here
+            raise typer.Exit(failures.report(error, as_json=False)) from error
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; library errors end as typer.Exit with the code they stand for."""
@@ -82,7 +86,15 @@ def _common(
         os.environ["GPT2_DEBUG"] = "1"
 
 
-app.command("generate")(generate.command)
-app.command("encode")(encode.command)
-app.command("decode")(decode.command)
-app.command("info")(info.command)
+def _paragraphs(command: Callable[..., None]) -> str:
+    """The docstring of a command with each paragraph on one line: the terminal's width decides where it breaks."""
+    return "\n\n".join(" ".join(part.split()) for part in (command.__doc__ or "").split("\n\n"))
+
+
+for _name, _command in (
+    ("generate", generate.command),
+    ("encode", encode.command),
+    ("decode", decode.command),
+    ("info", info.command),
+):
+    app.command(_name, help=_paragraphs(_command))(_command)

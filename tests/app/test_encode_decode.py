@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -176,7 +177,7 @@ def test_a_text_without_a_place_to_cut_stays_whole() -> None:
 def test_only_the_first_piece_of_a_text_is_given_a_space_in_front(gpt2: Run, tmp_path: Path, monkeypatch) -> None:
     GPT2Tokenizer(add_prefix_space=True).save_pretrained(tmp_path)
     monkeypatch.setattr(sources.read_bytes, "__defaults__", (8,))
-    text = "some words of a text\nin pieces"
+    text = "many\nlines\nof\na\ntext\nin\npieces"
     found = gpt2("encode", "--model", tmp_path, input=text.encode()).stdout.split()
     assert found == [str(index) for index in TOKENIZER.encode(" " + text)]
 
@@ -303,6 +304,17 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 141
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+def test_help_into_a_closed_pipe_is_silent() -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt2_app", "--help"], stdout=theirs, stderr=subprocess.PIPE, env=environment()
+    )
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -224,6 +224,11 @@ def test_a_stop_text_across_tokens_is_never_shown() -> None:
     assert listener.ids == TOKENIZER.encode("one two three")
 
 
+def test_of_several_stop_texts_the_first_in_the_text_counts() -> None:
+    assert TOKENIZER.encode(" and") == [290]
+    assert heard(" and", ["d", "a"])[0].text == " "
+
+
 def test_what_only_began_like_a_stop_text_is_shown_in_the_end() -> None:
     assert heard("one two", ["two!"])[0].text == "one two"
 
