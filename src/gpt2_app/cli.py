@@ -30,10 +30,7 @@ class Door(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As in click; remembers the arguments, for errors that come up before they are understood."""
         self._arguments = tuple(args[: args.index("--")] if "--" in args else args)
-        try:
-            return super().parse_args(ctx, args)
-        except BrokenPipeError as error:  # --help is printed here
-            raise typer.Exit(failures.report(error, as_json=False)) from error
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; library errors end as typer.Exit with the code they stand for."""

@@ -17,10 +17,10 @@ import os
 import sys
 from collections.abc import Iterator
 
+from gpt2_app.main import BROKEN_PIPE, INTERRUPTED
 from gpt2_core.errors import CheckpointError, ConfigError, Gpt2Error, HubError
 
 DONE, USAGE, UNREADABLE, MISMATCH, UNWRITABLE, NOT_FOUND = 0, 2, 3, 4, 5, 6
-INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + the numbers of SIGINT and SIGPIPE, as shells count
 
 
 class Failure(Exception):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
+# 128 + the numbers of SIGINT and SIGPIPE, as shells count; here, because nothing may be imported before the first try.
+INTERRUPTED, BROKEN_PIPE = 130, 141
+
 
 def main() -> NoReturn:
     """Run the command with the arguments of this process and leave it with an exit code; see `gpt2_app.failures`."""
@@ -17,15 +20,16 @@ def main() -> NoReturn:
         try:
             app(prog_name="gpt2")
         except SystemExit as leaving:
-            code = leaving.code
+            # rich, and typer around it, leave with 1 where the reader of their output has gone.
+            code = BROKEN_PIPE if isinstance(leaving.__context__, BrokenPipeError) else leaving.code
         sys.stdout.flush()
     except KeyboardInterrupt:
-        code = 130
+        code = INTERRUPTED
     except BrokenPipeError:
         from gpt2_app.terminal import silence_stdout
 
         silence_stdout()
-        code = 141
+        code = BROKEN_PIPE
     sys.exit(code)
 
 

@@ -307,11 +307,12 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
-def test_help_into_a_closed_pipe_is_silent() -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["info", "gpt2"], ["decode", "64"]])
+def test_writing_into_a_closed_pipe_is_silent(arguments: list[str]) -> None:
     ours, theirs = os.pipe()
     os.close(ours)
     done = subprocess.run(
-        [sys.executable, "-m", "gpt2_app", "--help"], stdout=theirs, stderr=subprocess.PIPE, env=environment()
+        [sys.executable, "-m", "gpt2_app", *arguments], stdout=theirs, stderr=subprocess.PIPE, env=environment()
     )
     os.close(theirs)
     assert (done.returncode, done.stderr) == (141, b"")
