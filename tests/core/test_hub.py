@@ -175,7 +175,11 @@ def test_offline_names_what_the_cache_lacks(served: Hub, tmp_path: Path) -> None
         get(served, tmp_path, "a/sharded", local_files_only=True)
 
 
-def test_without_a_network_the_error_comes_at_once_and_says_what_to_do(tmp_path: Path, served: Hub) -> None:
+def test_without_a_network_the_error_comes_at_once_and_says_what_to_do(
+    tmp_path: Path, served: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: the client, which would try again for half a minute, is not asked."""
+    monkeypatch.delattr("huggingface_hub.hf_hub_download")
     with pytest.raises(HubError) as error:
         get(Hub(url="http://127.0.0.1:9"), tmp_path, "distilgpt2")
     for word in (
