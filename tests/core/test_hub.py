@@ -179,7 +179,7 @@ def test_without_a_network_the_error_comes_at_once_and_says_what_to_do(
     tmp_path: Path, served: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At once: the client, which would try again for half a minute, is not asked."""
-    monkeypatch.delattr("huggingface_hub.hf_hub_download")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", None)
     with pytest.raises(HubError) as error:
         get(Hub(url="http://127.0.0.1:9"), tmp_path, "distilgpt2")
     for word in (
