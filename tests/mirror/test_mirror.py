@@ -1,0 +1,159 @@
+"""The two framework packages have the same files and the same public names. What differs stands here, with a reason.
+
+The comparison begins to act when `src/gpt2_tf` exists; what can be said about one package alone is tested until then.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent.parent / "src"
+PT, TF = SOURCE / "gpt2_pt", SOURCE / "gpt2_tf"
+
+#: Files that stand in one package only -> why.
+FILES_OF_ONE: dict[str, str] = {}
+
+#: Public names, "file.name" or "file.class.name", that stand in one package only -> why.
+NAMES_OF_ONE: dict[str, str] = {
+    "attention.Conv1D.extra_repr": "what torch.nn.Module prints",
+    "model.Embedding.label": "a class attribute of PyTorch's embedding",
+    "model.Embedding.remedy": "a class attribute of PyTorch's embedding",
+    "model.PositionEmbedding.label": "a class attribute of PyTorch's embedding",
+    "model.PositionEmbedding.remedy": "a class attribute of PyTorch's embedding",
+    "weights.PreTrainedModel.device": "Keras places variables itself",
+    "weights.DTYPES": "torch.dtype by name; Keras takes the names",
+}
+
+
+def twin(name: str) -> str:
+    """The name that a public class of PyTorch has in TensorFlow: GPT2Model -> TFGPT2Model."""
+    return f"TF{name}" if name.startswith("GPT2") and name not in ("GPT2Config", "GPT2Tokenizer") else name
+
+
+def public(name: str) -> bool:
+    return not name.startswith("_")
+
+
+def defined(body: list[ast.stmt]) -> dict[str, ast.stmt]:
+    """The public names that a body of statements defines."""
+    found: dict[str, ast.stmt] = {}
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = node
+        elif isinstance(node, ast.Assign):
+            found |= {target.id: node for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found[node.target.id] = node
+    return {name: node for name, node in found.items() if public(name) or name == "__init__"}
+
+
+def names(file: Path) -> dict[str, ast.stmt]:
+    """Every public name of a file, methods of public classes as "Class.method"."""
+    found = defined(ast.parse(file.read_text(encoding="utf-8")).body)
+    for name, node in list(found.items()):
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{name}.{inner}": child for inner, child in defined(node.body).items()}
+    return found
+
+
+def arguments(node: ast.stmt) -> list[str] | None:
+    if not isinstance(node, ast.FunctionDef):
+        return None
+    given = node.args
+    return [argument.arg for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+
+
+def pairs() -> list[tuple[str, Path, Path]]:
+    if not TF.exists():
+        return []
+    return [(file.stem, file, TF / file.name) for file in sorted(PT.glob("*.py")) if file.stem not in FILES_OF_ONE]
+
+
+def as_twin(name: str) -> str:
+    return ".".join(twin(part) for part in name.split("."))
+
+
+needs_both = pytest.mark.skipif(not TF.exists(), reason="there is no src/gpt2_tf yet")
+
+
+@needs_both
+def test_both_packages_have_the_same_files():
+    of_pt, of_tf = ({file.stem for file in folder.glob("*.py")} for folder in (PT, TF))
+    assert of_pt ^ of_tf == set(FILES_OF_ONE)
+
+
+@needs_both
+@pytest.mark.parametrize(("stem", "one", "other"), pairs(), ids=lambda value: value if isinstance(value, str) else "")
+def test_both_files_have_the_same_public_names(stem, one, other):
+    excused = {name for name in NAMES_OF_ONE if name.startswith(f"{stem}.")}
+    of_pt = {f"{stem}.{as_twin(name)}" for name in names(one) if f"{stem}.{name}" not in excused}
+    of_tf = {f"{stem}.{name}" for name in names(other)} - excused
+    assert of_pt == of_tf
+
+
+@needs_both
+@pytest.mark.parametrize(("stem", "one", "other"), pairs(), ids=lambda value: value if isinstance(value, str) else "")
+def test_public_functions_take_the_same_arguments_in_the_same_order(stem, one, other):
+    of_tf = names(other)
+    for name, node in names(one).items():
+        if f"{stem}.{name}" in NAMES_OF_ONE or arguments(node) is None or name.endswith("__init__"):
+            continue
+        twin_arguments = [name for name in arguments(of_tf[as_twin(name)]) or [] if name != "training"]
+        assert twin_arguments == arguments(node), name
+
+
+def test_every_exception_names_something_that_exists():
+    for file in FILES_OF_ONE:
+        assert (PT / f"{file}.py").exists() or (TF / f"{file}.py").exists(), file
+    for full in NAMES_OF_ONE:
+        stem, _, name = full.partition(".")
+        there = [folder / f"{stem}.py" for folder in (PT, TF) if (folder / f"{stem}.py").exists()]
+        assert sum(name in names(file) for file in there) == 1, full
+
+
+def test_the_package_exports_what_it_promises():
+    pytest.importorskip("torch")
+    import gpt2_core
+    import gpt2_pt
+
+    promised = {
+        "GPT2Model",
+        "GPT2LMHeadModel",
+        "GPT2DoubleHeadsModel",
+        "GPT2ForSequenceClassification",
+        "GPT2ForTokenClassification",
+        "GPT2ForQuestionAnswering",
+        "GPT2Config",
+        "GPT2Tokenizer",
+        "GenerationConfig",
+    }
+    assert promised <= set(gpt2_pt.__all__)
+    assert all(hasattr(gpt2_pt, name) for name in gpt2_pt.__all__)
+    assert gpt2_pt.GPT2Config is gpt2_core.GPT2Config
+    assert gpt2_pt.GPT2Tokenizer is gpt2_core.GPT2Tokenizer
+    assert gpt2_pt.__version__ == gpt2_core.__version__
+
+
+FORWARD = [
+    "self", "input_ids", "past", "attention_mask", "token_type_ids", "position_ids", "head_mask", "inputs_embeds",
+]  # fmt: skip
+LABELS = {
+    "GPT2Model": [],
+    "GPT2LMHeadModel": ["labels"],
+    "GPT2DoubleHeadsModel": ["mc_token_ids", "labels", "mc_labels"],
+    "GPT2ForSequenceClassification": ["labels"],
+    "GPT2ForTokenClassification": ["labels"],
+    "GPT2ForQuestionAnswering": ["start_positions", "end_positions"],
+}
+
+
+@pytest.mark.parametrize("model", LABELS)
+def test_every_forward_takes_the_documented_arguments_in_the_documented_order(model):
+    found = names(PT / "model.py") | names(PT / "heads.py")
+    taken = arguments(found[f"{model}.forward"]) or []
+    flags = ["use_cache", "output_attentions", "output_hidden_states"]
+    named = ["lm_labels"] if model == "GPT2DoubleHeadsModel" else []
+    assert taken == [*FORWARD, *LABELS[model], *flags, *named, "past_key_values"]
