@@ -2,7 +2,8 @@
 
 `resolve` takes a folder, a name of the hub, one of the short names, or ``gpt2-tales``, the model that ships with the
 package. What it downloads goes to huggingface_hub's cache and is shared with every other program that uses it;
-``HF_ENDPOINT``, ``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_TOKEN`` and proxies mean what they mean there.
+``HF_ENDPOINT``, ``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_TOKEN`` and proxies mean what they mean there. Its progress bar is
+shown where stderr is a terminal, and nothing otherwise.
 
 huggingface_hub checks the size of what it downloads; the SHA-256 of large files, which the hub gives as their ETag,
 is checked here, once, after the download. Source of the protocol: huggingface_hub/file_download.py, 0.24 to 2.4.
@@ -10,16 +11,14 @@ is checked here, once, after the download. Source of the protocol: huggingface_h
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import socket
-import sys
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,8 +85,7 @@ def resolve(
         offline = local_files_only or _is_true(os.environ.get("HF_HUB_OFFLINE"))
         name = _repository(os.fspath(name_or_folder))
         where = (endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-        with _quiet_unless_terminal():
-            folder = _Repository(name, revision, cache_dir, offline, where).fetch(kind)
+        folder = _Repository(name, revision, cache_dir, offline, where).fetch(kind)
     if kind == "model":
         _check_is_gpt2(folder, os.fspath(name_or_folder))
     return folder
@@ -359,22 +357,6 @@ def _check_is_gpt2(folder: Path, name: str) -> None:
     model_type = content.get("model_type", "gpt2") if isinstance(content, dict) else "gpt2"
     if model_type != "gpt2":
         raise HubError(f"{name} is a model of type {str(model_type)[:60]!r}; expected 'gpt2': only GPT-2 is read here")
-
-
-@contextlib.contextmanager
-def _quiet_unless_terminal() -> Iterator[None]:
-    """Progress bars for people only: none where stderr is not a terminal, unless the user's setting says otherwise."""
-    from huggingface_hub import utils
-
-    decided = "HF_HUB_DISABLE_PROGRESS_BARS" in os.environ or utils.are_progress_bars_disabled()
-    if decided or (sys.stderr is not None and sys.stderr.isatty()):
-        yield
-        return
-    utils.disable_progress_bars()
-    try:
-        yield
-    finally:
-        utils.enable_progress_bars()
 
 
 def _is_true(text: str | None) -> bool:
