@@ -2,8 +2,8 @@
 
 `resolve` takes a folder, a name of the hub, one of the short names, or ``gpt2-tales``, the model that ships with the
 package. What it downloads goes to huggingface_hub's cache and is shared with every other program that uses it;
-``HF_ENDPOINT``, ``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_TOKEN`` and proxies mean what they mean there. Its progress bar is
-shown where stderr is a terminal, and nothing otherwise.
+``HF_ENDPOINT``, ``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_TOKEN`` and proxies mean what they mean there. Its progress bar
+is shown where stderr is a terminal, and nothing otherwise.
 
 huggingface_hub checks the size of what it downloads; the SHA-256 of large files, which the hub gives as their ETag,
 is checked here, once, after the download. Source of the protocol: huggingface_hub/file_download.py, 0.24 to 2.4.
