@@ -45,7 +45,7 @@ def reading_a_model() -> Iterator[None]:
 
 def exit_code(error: BaseException) -> int:
     """The exit code that `error` stands for."""
-    from gpt2_core.files import WriteError
+    from gpt2_core.errors import WriteError
 
     if isinstance(error, Failure):
         return error.code

@@ -6,6 +6,7 @@
     ├── TokenizerError           (ValueError)   text, ids or vocabulary files the tokenizer cannot take
     ├── GenerationError          (ValueError)   contradictory or impossible generation settings
     ├── HubError                 (OSError)      a name that could not be turned into local files
+    ├── WriteError               (OSError)      a file or folder that could not be written
     └── CheckpointError          (ValueError)   anything wrong with a checkpoint
         ├── CheckpointFormatError               damaged, truncated, or not what it says it is
         ├── CheckpointMismatchError             names or shapes that do not fit the model
@@ -41,6 +42,13 @@ class GenerationError(Gpt2Error, ValueError):
 
 class HubError(Gpt2Error, OSError):
     """A model name that could not be turned into local files."""
+
+
+class WriteError(Gpt2Error, OSError):
+    """A file or folder could not be written; what stood there before is untouched. Carries errno and filename."""
+
+    def __str__(self) -> str:
+        return str(self.args[1]) if len(self.args) > 1 else super().__str__()
 
 
 class CheckpointError(Gpt2Error, ValueError):

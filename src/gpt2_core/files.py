@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import IO, BinaryIO
 
-from gpt2_core.errors import CheckpointError, Gpt2Error, UnsafeCheckpointError
+from gpt2_core.errors import CheckpointError, UnsafeCheckpointError, WriteError
 
 fcntl: ModuleType | None
 try:
@@ -34,13 +34,6 @@ STAGING = ".saving"
 JOURNAL = ".saving.json"
 _LOCK_PATIENCE = 10.0  # seconds; what happens under the lock is renames only
 _JOURNAL_LIMIT = 1 << 20
-
-
-class WriteError(Gpt2Error, OSError):
-    """A file or folder could not be written; what stood there before is untouched. Carries errno and filename."""
-
-    def __str__(self) -> str:
-        return str(self.args[1]) if len(self.args) > 1 else super().__str__()
 
 
 def write_error(path: Path, cause: OSError) -> WriteError:

@@ -24,7 +24,7 @@ from gpt2_core.checkpoints import (
 )
 from gpt2_core.checkpoints.tensors import STORAGE
 from gpt2_core.errors import CheckpointError, CheckpointFormatError, UnsafeCheckpointError
-from gpt2_core.files import WriteError
+from gpt2_core.errors import WriteError
 
 FORMATS = ["safetensors", "bin"]
 SUFFIX = {"safetensors": ".safetensors", "bin": ".bin"}

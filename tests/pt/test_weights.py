@@ -13,7 +13,7 @@ import pytest
 
 from gpt2_core.checkpoints import open_checkpoint, save_checkpoint
 from gpt2_core.errors import CheckpointError, CheckpointMismatchError, ConfigError, HubError, InputError
-from gpt2_core.files import WriteError
+from gpt2_core.errors import WriteError
 from gpt2_core.initialization import initial_value
 from gpt2_core.reference import ReferenceModel
 from gpt2_pt import (
