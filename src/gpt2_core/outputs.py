@@ -15,6 +15,11 @@ from typing import Any
 class Output:
     """The base of all outputs: fields by name, by key, or in order without those that are None."""
 
+    @property
+    def past_key_values(self) -> Any:
+        """Newer name of ``past``."""
+        return getattr(self, "past")  # noqa: B009 - every output has the field, each at its own place
+
     def keys(self) -> tuple[str, ...]:
         """Names of the fields that are not None, in order."""
         return tuple(f.name for f in fields(self) if getattr(self, f.name) is not None)
@@ -62,11 +67,6 @@ class BaseOutput(Output):
     hidden_states: Any = None
     attentions: Any = None
 
-    @property
-    def past_key_values(self) -> Any:
-        """Newer name of ``past``."""
-        return self.past
-
 
 @dataclass
 class LMOutput(Output):
@@ -77,11 +77,6 @@ class LMOutput(Output):
     past: Any = None
     hidden_states: Any = None
     attentions: Any = None
-
-    @property
-    def past_key_values(self) -> Any:
-        """Newer name of ``past``."""
-        return self.past
 
 
 @dataclass
@@ -102,11 +97,6 @@ class DoubleHeadsOutput(Output):
     lm_loss: Any = None
     mc_loss: Any = None
 
-    @property
-    def past_key_values(self) -> Any:
-        """Newer name of ``past``."""
-        return self.past
-
 
 @dataclass
 class ClassifierOutput(Output):
@@ -117,11 +107,6 @@ class ClassifierOutput(Output):
     past: Any = None
     hidden_states: Any = None
     attentions: Any = None
-
-    @property
-    def past_key_values(self) -> Any:
-        """Newer name of ``past``."""
-        return self.past
 
 
 @dataclass
@@ -134,8 +119,3 @@ class QuestionAnsweringOutput(Output):
     past: Any = None
     hidden_states: Any = None
     attentions: Any = None
-
-    @property
-    def past_key_values(self) -> Any:
-        """Newer name of ``past``."""
-        return self.past
