@@ -16,6 +16,7 @@ from gpt2_core.hash_table import HashTable
 from gpt2_core.vocabulary import Vocabulary
 
 PAIR_SHIFT = 21  # a pair of ids is the one integer left << PAIR_SHIFT | right; see VOCABULARY_LIMIT
+_FEW = 12  # pieces; as many are merged one by one in the time of one round for all
 _HEAP_FROM = 64  # tokens; below, looking at every pair each time is quicker than keeping a heap
 
 
@@ -88,15 +89,17 @@ def _merge_long(tokens: Sequence[int], rules: MergeRules) -> list[int]:
 class MergeArrays:
     """The same merges for whole arrays: a hash table from pairs of ids to ranks, and what each rank makes.
 
+    rules: the same for single pieces.
     inside: (65536,) whether two bytes, the first in the low half of the index, stand side by side in any token.
         Where they do not, no merge can ever reach across, so a piece may be cut there without changing its ids.
     byte_ranks: (65536,) the rank of merging two bytes, with the same index; the number of merges if there is none.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, rules: MergeRules) -> None:
+        self.rules = rules
         pairs = vocabulary.merge_pairs
         keys = ((pairs[:, 0] << PAIR_SHIFT) | pairs[:, 1]).view(np.uint64)
-        self.ranks = HashTable(max(len(keys), 1), probe=len(keys) + 1)
+        self.ranks = HashTable((2 * len(keys)).bit_length() + 1, probe=len(keys) + 1)
         self.ranks.insert(keys, np.arange(len(keys), dtype=np.int32))
         self.merged = vocabulary.merge_ids
         self.byte_ids = vocabulary.byte_ids
@@ -151,7 +154,7 @@ def merge_many(
     while True:
         best = np.minimum.reduceat(order, starts)
         best = best[best < never]
-        if not len(best):
+        if len(best) < _FEW:
             break
         ranks = best // size
         places = best - ranks * size
@@ -163,5 +166,10 @@ def merge_many(
         after[places] = beyond
         before[beyond] = places
         update(np.append(places, before[places[~edge[places]]]))
+    for first in starts[np.searchsorted(starts, best % size, side="right") - 1].tolist():
+        last = first + int(np.argmax(edge[first + 1 :])) + 1
+        left = tokens[first:last]
+        merged = _merge_few(left[left >= 0].tolist(), merges.rules)
+        left[: len(merged)], left[len(merged) :] = merged, -1
     alive = tokens[:size] >= 0
     return tokens[:size][alive], np.add.reduceat(alive, starts, dtype=np.int64)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2_core.bpe import MergeArrays, MergeRules, merge_many, merge_piece
+from gpt2_core.bpe import MergeArrays, merge_many, merge_piece
 from gpt2_core.hash_table import ABSENT
 from gpt2_core.piece_cache import LONGEST, PieceCache, hash_pieces, same_bytes, short_keys, spread
 from gpt2_core.pretokenize import BARRIER_BYTE, PADDING, piece_starts, safe_cut
@@ -36,106 +36,102 @@ def chunks(data: bytes) -> Iterator[bytes]:
     yield data[start:]
 
 
-class BulkEncoder:
-    """The ids of UTF-8 text by the merges of one vocabulary."""
+def encode_chunk(data: bytes, cache: PieceCache, merges: MergeArrays) -> NDArray[np.int32]:
+    """The ids of UTF-8 text; a barrier byte 0xFF stands between texts and gives -1."""
+    starts = piece_starts(data)
+    padded = np.frombuffer(data + PADDING, np.uint8)
+    lengths = _lengths(starts, len(data))
+    values = cache.find(padded, starts, lengths)
+    odd = np.flatnonzero(values < 0)
+    if not len(odd):
+        return values
+    absent = values[odd] == ABSENT
+    several, unknown = odd[~absent], odd[absent]
+    unknown = unknown[padded[starts[unknown]] != BARRIER_BYTE]  # barriers stay ABSENT, which is -1
+    found, count = cache.ids_of(values[several])
+    merged, merged_count = _encode_unknown(padded, starts[unknown], lengths[unknown], cache, merges)
+    return _insert(values, [(several, found, count), (unknown, merged, merged_count)])
 
-    def __init__(self, rules: MergeRules, merges: MergeArrays) -> None:
-        self._rules = rules
-        self._merges = merges
 
-    def encode_chunk(self, data: bytes, cache: PieceCache) -> NDArray[np.int32]:
-        """The ids of UTF-8 text; a barrier byte 0xFF stands between texts and gives -1."""
-        starts = piece_starts(data)
-        padded = np.frombuffer(data + PADDING, np.uint8)
-        lengths = _lengths(starts, len(data))
-        values = cache.find(padded, starts, lengths)
-        odd = np.flatnonzero(values < 0)
-        if not len(odd):
-            return values
-        absent = values[odd] == ABSENT
-        several, unknown = odd[~absent], odd[absent]
-        unknown = unknown[padded[starts[unknown]] != BARRIER_BYTE]  # barriers stay ABSENT, which is -1
-        found, count = cache.ids_of(values[several])
-        merged, merged_count = self._encode_unknown(padded, starts[unknown], lengths[unknown], cache)
-        return _insert(values, [(several, found, count), (unknown, merged, merged_count)])
+def _encode_unknown(
+    data: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    cache: PieceCache,
+    merges: MergeArrays,
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """The ids of pieces that the cache does not know, one piece after the other, and how many each has.
 
-    def _encode_unknown(
-        self,
-        data: NDArray[np.uint8],
-        starts: NDArray[np.int64],
-        lengths: NDArray[np.int64],
-        cache: PieceCache,
-    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """The ids of pieces that the cache does not know, one piece after the other, and how many each has.
+    A piece is cut further where no merge reaches across: into characters for most scripts but the Latin one, so
+    that a few thousand parts, soon known, make up all of a text. Only parts that are new are merged.
+    """
+    if not len(starts):
+        return np.zeros(0, np.int32), np.zeros(0, np.int64)
+    flat = np.append(data[spread(starts, lengths)], _PADDING)
+    size = len(flat) - len(_PADDING)
+    firsts = np.cumsum(lengths) - lengths
+    begins = np.ones(size, bool)
+    begins[1:] = ~merges.inside[flat[: size - 1] | flat[1:size].astype(np.intp) << 8]
+    begins[firsts] = True
+    parts = np.flatnonzero(begins)
+    part_lengths = _lengths(parts, size)
+    ids, counts = _encode_parts(flat, parts, part_lengths, cache, merges)
+    first_part = np.searchsorted(parts, firsts)
+    piece_counts = np.add.reduceat(counts, first_part)
+    several = np.flatnonzero((_lengths(first_part, len(parts)) > 1) & (lengths <= LONGEST))
+    if len(several):
+        piece_firsts = np.cumsum(piece_counts) - piece_counts
+        known = ids[spread(piece_firsts[several], piece_counts[several])]
+        cache.learn(flat, firsts[several], lengths[several], known, piece_counts[several])
+    return ids, piece_counts
 
-        A piece is cut further where no merge reaches across: into characters for most scripts but the Latin one, so
-        that a few thousand parts, soon known, make up all of a text. Only parts that are new are merged.
-        """
-        if not len(starts):
-            return np.zeros(0, np.int32), np.zeros(0, np.int64)
-        flat = np.append(data[spread(starts, lengths)], _PADDING)
-        size = len(flat) - len(_PADDING)
-        firsts = np.cumsum(lengths) - lengths
-        begins = np.ones(size, bool)
-        begins[1:] = ~self._merges.inside[flat[: size - 1] | flat[1:size].astype(np.intp) << 8]
-        begins[firsts] = True
-        parts = np.flatnonzero(begins)
-        part_lengths = _lengths(parts, size)
-        ids, counts = self._encode_parts(flat, parts, part_lengths, cache)
-        first_part = np.searchsorted(parts, firsts)
-        piece_counts = np.add.reduceat(counts, first_part)
-        several = np.flatnonzero((_lengths(first_part, len(parts)) > 1) & (lengths <= LONGEST))
-        if len(several):
-            piece_firsts = np.cumsum(piece_counts) - piece_counts
-            known = ids[spread(piece_firsts[several], piece_counts[several])]
-            cache.learn(flat, firsts[several], lengths[several], known, piece_counts[several])
-        return ids, piece_counts
 
-    def _encode_parts(
-        self,
-        data: NDArray[np.uint8],
-        starts: NDArray[np.int64],
-        lengths: NDArray[np.int64],
-        cache: PieceCache,
-    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        values = cache.find(data, starts, lengths)
-        unknown = np.flatnonzero(values == ABSENT)
-        several = np.flatnonzero(values < ABSENT)
-        found, count = cache.ids_of(values[several])
-        first, which = distinct(data, starts[unknown], lengths[unknown])
-        new = unknown[first]
-        merged, merged_count = self._merge(data, starts[new], lengths[new])
-        kept = lengths[new] <= LONGEST
-        cache.learn(
-            data, starts[new][kept], lengths[new][kept], merged[np.repeat(kept, merged_count)], merged_count[kept]
-        )
-        merged_firsts = np.cumsum(merged_count) - merged_count
-        unknown_count = merged_count[which]
-        again = merged[spread(merged_firsts[which], unknown_count)]
-        counts = np.ones(len(values), np.int64)
-        counts[several], counts[unknown] = count, unknown_count
-        return _insert(values, [(several, found, count), (unknown, again, unknown_count)]), counts
+def _encode_parts(
+    data: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    cache: PieceCache,
+    merges: MergeArrays,
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    values = cache.find(data, starts, lengths)
+    unknown = np.flatnonzero(values == ABSENT)
+    several = np.flatnonzero(values < ABSENT)
+    found, count = cache.ids_of(values[several])
+    first, which = distinct(data, starts[unknown], lengths[unknown])
+    new = unknown[first]
+    new_starts, new_lengths = starts[new], lengths[new]
+    merged, merged_count = _merge(data, new_starts, new_lengths, merges)
+    kept = new_lengths <= LONGEST
+    kept_ids = merged[np.repeat(kept, merged_count)]
+    cache.learn(data, new_starts[kept], new_lengths[kept], kept_ids, merged_count[kept])
+    merged_firsts = np.cumsum(merged_count) - merged_count
+    unknown_count = merged_count[which]
+    again = merged[spread(merged_firsts[which], unknown_count)]
+    counts = np.ones(len(values), np.int64)
+    counts[several], counts[unknown] = count, unknown_count
+    return _insert(values, [(several, found, count), (unknown, again, unknown_count)]), counts
 
-    def _merge(
-        self, data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        short = np.flatnonzero(lengths <= _MERGED_TOGETHER)
-        long = np.flatnonzero(lengths > _MERGED_TOGETHER)
-        counts = np.zeros(len(starts), np.int64)
-        short_ids = np.zeros(0, np.int64)
-        if len(short):
-            flat = data[spread(starts[short], lengths[short])]
-            short_ids, counts[short] = merge_many(flat, lengths[short], self._merges)
-        long_ids = [
-            merge_piece(data[start : start + length].tobytes(), self._rules)
-            for start, length in zip(starts[long].tolist(), lengths[long].tolist(), strict=True)
-        ]
-        counts[long] = [len(ids) for ids in long_ids]
-        firsts = np.cumsum(counts) - counts
-        merged = np.empty(counts.sum(), np.int32)
-        merged[spread(firsts[short], counts[short])] = short_ids
-        merged[spread(firsts[long], counts[long])] = [index for ids in long_ids for index in ids]
-        return merged, counts
+
+def _merge(
+    data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64], merges: MergeArrays
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    short = np.flatnonzero(lengths <= _MERGED_TOGETHER)
+    long = np.flatnonzero(lengths > _MERGED_TOGETHER)
+    counts = np.zeros(len(starts), np.int64)
+    short_ids = np.zeros(0, np.int64)
+    if len(short):
+        flat = data[spread(starts[short], lengths[short])]
+        short_ids, counts[short] = merge_many(flat, lengths[short], merges)
+    long_ids = [
+        merge_piece(data[start : start + length].tobytes(), merges.rules)
+        for start, length in zip(starts[long].tolist(), lengths[long].tolist(), strict=True)
+    ]
+    counts[long] = [len(ids) for ids in long_ids]
+    firsts = np.cumsum(counts) - counts
+    merged = np.empty(counts.sum(), np.int32)
+    merged[spread(firsts[short], counts[short])] = short_ids
+    merged[spread(firsts[long], counts[long])] = [index for ids in long_ids for index in ids]
+    return merged, counts
 
 
 _PADDING = np.frombuffer(PADDING, np.uint8)

@@ -21,8 +21,8 @@ class HashTable:
     The keys themselves are compared, all 64 bits: a value that is found is the value of that key.
     """
 
-    def __init__(self, capacity: int, probe: int = 16) -> None:
-        bits = max(int(capacity * 2.5).bit_length(), 4)
+    def __init__(self, bits: int, probe: int = 16) -> None:
+        """A table of ``2 ** bits`` slots."""
         self._shift = np.uint64(64 - bits)
         self._probe = min(probe, 1 << bits)
         self._mask = np.int64((1 << bits) - 1)

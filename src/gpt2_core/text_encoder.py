@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2_core.bpe import MergeArrays, MergeRules, merge_piece
-from gpt2_core.bulk import CHUNK, BulkEncoder, chunks
+from gpt2_core.bulk import CHUNK, chunks, encode_chunk
 from gpt2_core.piece_cache import PieceCache
 from gpt2_core.pretokenize import split
 from gpt2_core.vocabulary import Vocabulary
@@ -23,6 +23,7 @@ from gpt2_core.vocabulary import Vocabulary
 BARRIER = b"\xff"
 _SHORT = 3000  # characters: where the two ways take the same time on prose (measured; 1,500 to 6,000 by the text)
 _KEPT_PIECES = 1 << 16
+_VOCABULARIES = 4  # whose tables are kept
 _KEPT_LENGTH = 128  # characters; longer pieces hardly ever come twice
 
 
@@ -33,32 +34,10 @@ class TextEncoder:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
-        self._known = _KnownPieces(self)
+        self._vocabulary = vocabulary
+        self._known = _KnownPieces(vocabulary)
         # Caches nobody is using. A list's append and pop are atomic, so each thread has its cache to itself.
         self._idle: list[PieceCache] = []
-
-    @functools.cached_property
-    def rules(self) -> MergeRules:
-        """The merges for single pieces."""
-        return MergeRules(self.vocabulary)
-
-    @functools.cached_property
-    def _bulk(self) -> BulkEncoder:
-        return BulkEncoder(self.rules, MergeArrays(self.vocabulary))
-
-    @functools.cached_property
-    def _fresh(self) -> PieceCache:
-        """A cache that knows what is known beforehand: each of GPT-2's tokens, as a piece, is that token.
-
-        For GPT-2's vocabulary a test proves it. Of another it need not hold, so there the cache starts empty.
-        """
-        vocabulary = self.vocabulary
-        if not vocabulary.is_gpt2:
-            return PieceCache([], np.zeros(0, np.int64))
-        piece_ids = np.flatnonzero(vocabulary.is_piece).tolist()
-        ids = [index for index in piece_ids if BARRIER not in vocabulary.token_bytes[index]]
-        return PieceCache([vocabulary.token_bytes[index] for index in ids], np.array(ids))
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, which must have no surrogates."""
@@ -100,8 +79,8 @@ class TextEncoder:
         try:
             cache = self._idle.pop()
         except IndexError:
-            cache = self._fresh.copy()
-        ids = self._bulk.encode_chunk(data, cache)
+            cache = known_beforehand(self._vocabulary).copy()
+        ids = encode_chunk(data, cache, merge_arrays(self._vocabulary))
         if not cache.is_full:
             self._idle.append(cache)
         return ids
@@ -110,12 +89,12 @@ class TextEncoder:
 class _KnownPieces(dict[str, tuple[int, ...]]):
     """The ids of each piece, merged when it is first asked for."""
 
-    def __init__(self, encoder: TextEncoder) -> None:
+    def __init__(self, vocabulary: Vocabulary) -> None:
         super().__init__()
-        self._encoder = encoder
+        self._vocabulary = vocabulary
 
     def __missing__(self, piece: str) -> tuple[int, ...]:
-        ids = tuple(merge_piece(piece.encode(), self._encoder.rules))
+        ids = tuple(merge_piece(piece.encode(), merge_rules(self._vocabulary)))
         if len(piece) <= _KEPT_LENGTH:
             if len(self) >= _KEPT_PIECES:
                 self.clear()
@@ -123,9 +102,49 @@ class _KnownPieces(dict[str, tuple[int, ...]]):
         return ids
 
 
+# What follows from a vocabulary alone is made once, when it is first needed, for all encoders of that vocabulary.
+
+
+@functools.lru_cache(maxsize=_VOCABULARIES)
+def merge_rules(vocabulary: Vocabulary) -> MergeRules:
+    """The merges for single pieces."""
+    return MergeRules(vocabulary)
+
+
+@functools.lru_cache(maxsize=_VOCABULARIES)
+def merge_arrays(vocabulary: Vocabulary) -> MergeArrays:
+    """The merges for whole arrays."""
+    return MergeArrays(vocabulary, merge_rules(vocabulary))
+
+
+@functools.lru_cache(maxsize=_VOCABULARIES)
+def known_beforehand(vocabulary: Vocabulary) -> PieceCache:
+    """A cache that knows each of GPT-2's tokens as a piece: its ids are that token alone.
+
+    For GPT-2's vocabulary a test proves it. Of another it need not hold, so there the cache is empty.
+    """
+    if not vocabulary.is_gpt2:
+        return PieceCache([], np.zeros(0, np.int64))
+    ids = [index for index in np.flatnonzero(vocabulary.is_piece).tolist() if _is_text(vocabulary.token_bytes[index])]
+    return PieceCache([vocabulary.token_bytes[index] for index in ids], np.array(ids))
+
+
+def _is_text(piece: bytes) -> bool:
+    return BARRIER not in piece
+
+
+_integers = np.zeros(0, object)
+
+
 def to_list(ids: NDArray[np.int32]) -> list[int]:
-    """The array as a list of ints."""
-    return memoryview(ids.data).tolist()
+    """The array as a list of ints, all places with the same id sharing one int: quicker and smaller than new ones."""
+    global _integers
+    table = _integers
+    if len(ids) and (top := int(ids.max())) >= len(table):
+        _integers = table = np.empty(top + 1, object)
+        table[:] = range(top + 1)
+    found: list[int] = table[ids].tolist() if len(ids) else []
+    return found
 
 
 def _join(parts: Iterable[NDArray[np.int32]]) -> NDArray[np.int32]:

@@ -12,10 +12,10 @@ The work is done elsewhere: `gpt2_core.pretokenize` cuts text into pieces, `gpt2
 from __future__ import annotations
 
 import codecs
-import operator
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from gpt2_core.batch_encoding import TENSORS, BatchEncoding, to_tensor
 from gpt2_core.errors import TokenizerError, nearest
 from gpt2_core.files import atomic_folder
+from gpt2_core.id_decoder import IdDecoder
 from gpt2_core.text_encoder import TextEncoder, to_list
 from gpt2_core.tokenizer_files import (
     ROLES,
@@ -144,6 +145,7 @@ class GPT2Tokenizer:
         for token in parts.added:
             if token.id == len(self._token_bytes):
                 self._token_bytes.append(token.content.encode())
+        self._decoders: dict[tuple[int, tuple[int, ...]], IdDecoder] = {}
         self._recognise()
         self.errors = _one_of("errors", settings["errors"], None)
         self.padding_side = _one_of("padding_side", settings["padding_side"], _SIDES)
@@ -329,8 +331,8 @@ class GPT2Tokenizer:
         """
         if isinstance(ids, (int, np.integer)):
             return self.convert_ids_to_tokens([int(ids)])[0]
-        flat = _flat_ids(ids)
-        self._check_ids(flat)
+        flat = [int(index) for index in _flat_ids(ids)]
+        self._decoder(False).decode(flat)  # reports ids that are not there
         tokens, size = self._vocabulary.tokens, self.vocab_size
         return [tokens[index] if index < size else self._token_bytes[index].decode() for index in flat]
 
@@ -423,7 +425,7 @@ class GPT2Tokenizer:
 
         threads: how many work on a long text; None for as many as there are cores.
         """
-        segments, between = self._segments(_repair(_text(text)), special)
+        segments, between = self._segments(self._prepare(_text(text), None), special)
         return self._encoder.encode_segments(segments, between, threads)
 
     def encode_batch(
@@ -468,18 +470,20 @@ class GPT2Tokenizer:
 
     def _segments(self, text: str, special: str) -> tuple[list[str], list[int]]:
         """The plain text around the added tokens of a text, and these tokens' ids: (n + 1, n)."""
-        found = self._recogniser(special)
+        finder = self._finders[_one_of("special", special, SPECIAL) != "text"]
+        if finder is None or not finder.may_match(text):
+            return [text], []
         segments: list[str] = []
         between: list[int] = []
         start = 0
-        for match in found.finditer(text) if found else ():
+        for match in finder.pattern.finditer(text):
             token = self._added[match.group()]
             if special == "forbid" and token.special:
                 raise _forbidden(token, match.start())
             segments.append(text[start : match.start()])
             between.append(token.id)
             start = match.end()
-        segments.append(text[start:] if start else text)
+        segments.append(text[start:])
         return segments, between
 
     def _prepare(self, text: str, add_prefix_space: bool | None) -> str:
@@ -488,15 +492,9 @@ class GPT2Tokenizer:
         return " " + text if wanted and text and not text.startswith(" ") else text
 
     def _recognise(self) -> None:
-        """Compile what finds the added tokens in a text, the longest first where several start."""
-        self._finders: dict[bool, re.Pattern[str] | None] = {}
-        for with_special in (True, False):
-            wanted = [token.content for token in self._added.values() if with_special or not token.special]
-            wanted.sort(key=len, reverse=True)
-            self._finders[with_special] = re.compile("|".join(map(re.escape, wanted))) if wanted else None
-
-    def _recogniser(self, special: str) -> re.Pattern[str] | None:
-        return self._finders[_one_of("special", special, SPECIAL) != "text"]
+        """Prepare to find the added tokens, with the special ones and without."""
+        plain = [token.content for token in self._added.values() if not token.special]
+        self._finders = {True: _finder(list(self._added)), False: _finder(plain)}
 
     def _offsets(self, text: str, ids: list[int], add_prefix_space: bool | None) -> list[tuple[int, int]]:
         """The characters of each token, from the number of bytes each stands for."""
@@ -572,16 +570,20 @@ class GPT2Tokenizer:
     def decode_bytes(self, ids: Any, skip_special_tokens: bool = False) -> bytes:
         """The bytes of one sequence of ids; the inverse of `encode` even where a sequence ends within a character."""
         flat = _flat_ids(ids)
-        if skip_special_tokens:
-            special = set(self.all_special_ids)
-            flat = [index for index in flat if index not in special]
         try:
-            if min(flat, default=0) >= 0:
-                return b"".join(map(self._token_bytes.__getitem__, flat))
-        except IndexError:
-            pass
-        self._check_ids(flat)
-        raise AssertionError("unreachable")
+            return self._decoder(bool(skip_special_tokens)).decode(flat)
+        except TypeError as cause:
+            raise _not_flat() from cause
+
+    def _decoder(self, skip_special_tokens: bool) -> IdDecoder:
+        skipped = tuple(self.all_special_ids) if skip_special_tokens else ()
+        key = (len(self), skipped)
+        if key not in self._decoders:
+            self._decoders = {
+                **dict(list(self._decoders.items())[-3:]),
+                key: IdDecoder(self._token_bytes, set(skipped)),
+            }
+        return self._decoders[key]
 
     def batch_decode(self, sequences: Iterable[Any], skip_special_tokens: bool = False) -> list[str]:
         """The text of each of several sequences of ids: rows of a list, an array or a tensor."""
@@ -590,14 +592,6 @@ class GPT2Tokenizer:
     def decode_stream(self, skip_special_tokens: bool = False) -> DecodeStream:
         """A decoder for ids that arrive one by one; see `DecodeStream`."""
         return DecodeStream(self, skip_special_tokens)
-
-    def _check_ids(self, ids: Sequence[int]) -> None:
-        for place, index in enumerate(ids):
-            if not 0 <= index < len(self):
-                raise TokenizerError(
-                    f"the id {index} at place {place} is not in the vocabulary; expected 0 to {len(self) - 1}; "
-                    f"check that model and tokenizer belong together (a model's vocab_size may be padded)"
-                )
 
     # ---- saving --------------------------------------------------------------------------------------------------
 
@@ -655,6 +649,25 @@ class DecodeStream:
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return rest
+
+
+@dataclass(frozen=True)
+class _Finder:
+    """Finds added tokens in a text, the longest first where several start."""
+
+    contents: tuple[str, ...]
+    pattern: re.Pattern[str]
+
+    def may_match(self, text: str) -> bool:
+        """Whether the pattern need be tried: looking for a few fixed strings is ten times as quick."""
+        return len(self.contents) > 8 or any(content in text for content in self.contents)
+
+
+def _finder(contents: list[str]) -> _Finder | None:
+    if not contents:
+        return None
+    longest_first = sorted(contents, key=len, reverse=True)
+    return _Finder(tuple(contents), re.compile("|".join(map(re.escape, longest_first))))
 
 
 _DEFAULTS: dict[str, Any] = {
@@ -724,20 +737,27 @@ def _texts(texts: Any) -> list[str]:
     return [_text(text) for text in texts]
 
 
-def _flat_ids(ids: Any) -> list[int]:
-    """One sequence of ids as a list of ints, whatever it came as."""
-    if not isinstance(ids, (list, tuple)):
-        if hasattr(ids, "numpy") and not hasattr(ids, "tolist"):  # TensorFlow
-            ids = ids.numpy()
-        ids = ids.tolist() if hasattr(ids, "tolist") else ids
-        ids = [ids] if isinstance(ids, int) else list(ids)
-    try:
-        return list(map(operator.index, ids))
-    except TypeError as cause:
-        raise TokenizerError(
-            "the ids are not one sequence of integers; expected a list, array or tensor of one axis; "
-            "use batch_decode for several rows"
-        ) from cause
+def _flat_ids(ids: Any) -> list[int] | NDArray[np.integer]:
+    """One sequence of ids, whatever it came as: a list, or an array of integers of one axis."""
+    if isinstance(ids, (list, tuple)):
+        return list(ids)
+    if isinstance(ids, (int, np.integer)) and not isinstance(ids, bool):
+        return [int(ids)]
+    if hasattr(ids, "detach"):  # PyTorch, maybe on another device
+        ids = ids.detach().cpu()
+    array = np.asarray(ids if hasattr(ids, "__array__") else list(ids))
+    if array.ndim == 0 and array.dtype.kind in "iu":
+        array = array.reshape(1)
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+        raise _not_flat()
+    return array.astype(np.int64)
+
+
+def _not_flat() -> TokenizerError:
+    return TokenizerError(
+        "the ids are not one sequence of integers; expected a list, array or tensor of one axis; "
+        "use batch_decode for several rows"
+    )
 
 
 def _repair(text: str) -> str:

@@ -65,7 +65,7 @@ def test_a_piece_is_merged_by_the_book(name: str) -> None:
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_many_pieces_at_once_are_merged_as_one_by_one(name: str) -> None:
     vocabulary = VOCABULARIES[name]
-    rules, arrays = MergeRules(vocabulary), MergeArrays(vocabulary)
+    rules, arrays = MergeRules(vocabulary), MergeArrays(vocabulary, MergeRules(vocabulary))
     for seed in range(20):
         pieces = random_pieces(seed, random.Random(seed).randint(1, 60), 60)
         lengths = np.array([len(piece) for piece in pieces])
@@ -82,7 +82,7 @@ def test_each_gpt2_token_is_the_single_token_of_its_own_bytes() -> None:
     ids, counts = merge_many(
         np.frombuffer(b"".join(pieces), np.uint8),
         np.array([len(piece) for piece in pieces]),
-        MergeArrays(vocabulary),
+        MergeArrays(vocabulary, MergeRules(vocabulary)),
     )
     assert (counts == 1).all()
     assert np.array_equal(ids, np.flatnonzero(vocabulary.is_piece))
@@ -94,7 +94,7 @@ def test_the_pairs_of_bytes_inside_tokens_are_all_known() -> None:
     for data, piece in zip(vocabulary.token_bytes, vocabulary.is_piece, strict=False):
         if piece:
             inside[[first | second << 8 for first, second in itertools.pairwise(data)]] = True
-    assert np.array_equal(MergeArrays(vocabulary).inside, inside)
+    assert np.array_equal(MergeArrays(vocabulary, MergeRules(vocabulary)).inside, inside)
 
 
 @pytest.mark.parametrize("piece", [b"a" * 100_000, b"ab" * 50_000, b" " * 100_000, b"=-" * 50_000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import threading
 
@@ -18,12 +19,9 @@ from gpt2_core.text_encoder import TextEncoder, to_list
 from gpt2_core.vocabulary import gpt2_vocabulary
 
 RULES = MergeRules(gpt2_vocabulary())
-WORDS = [
-    *"tokenizers merge unfamiliar words like floccinaucinihilipilification and deadbeef'll we've".split(),
-    *"中华人民共和国 Привет мир γειά σου नमस्ते 🙂🙃👩\u200d👩\u200d👧 ------------------ \t\t\n\n x".split(" "),
-    "0123456789012345678901234567890",
-    *["        "] * 3,
-]
+LATIN = "tokenizers merge unfamiliar words like floccinaucinihilipilification and deadbeef'll we've 0123456789012345678"
+OTHERS = "中华人民共和国 Привет мир γειά σου नमस्ते 🙂🙃👩\u200d👩\u200d👧 ------------------ \t\t\n\n x"
+WORDS = [*LATIN.split(" "), *OTHERS.split(" "), *["        "] * 3]
 
 
 def one_by_one(text: str) -> list[int]:
@@ -89,36 +87,40 @@ BAD_HASHES = {
 
 
 @pytest.mark.parametrize("name", BAD_HASHES)
-def test_no_collision_of_hashes_changes_an_id(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_collision_of_hashes_changes_an_id(
+    name: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     monkeypatch.setattr(piece_cache, "hash_pieces", BAD_HASHES[name])
     monkeypatch.setattr(bulk, "hash_pieces", BAD_HASHES[name])
     text = composed(3, 800)
+    text_encoder.known_beforehand.cache_clear()
+    request.addfinalizer(text_encoder.known_beforehand.cache_clear)
     encoder = TextEncoder(gpt2_vocabulary())
     for _ in range(3):
         assert by_arrays(encoder, text) == one_by_one(text)
 
 
-def test_no_crowded_slot_changes_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_crowded_slot_changes_an_id(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     monkeypatch.setattr(hash_table.HashTable, "_home", lambda self, keys: np.zeros(len(keys), np.int64))
     text = composed(4, 120)
     encoder = TextEncoder(gpt2_vocabulary())
     # The table of merges has to hold all of them, and would take an hour to fill like this.
-    monkeypatch.setattr(encoder, "_bulk", bulk.BulkEncoder(RULES, _GOOD_MERGES))
+    monkeypatch.setattr(text_encoder, "merge_arrays", lambda vocabulary: _MERGES)
+    text_encoder.known_beforehand.cache_clear()
+    request.addfinalizer(text_encoder.known_beforehand.cache_clear)
     for _ in range(3):
         assert by_arrays(encoder, text) == one_by_one(text)
 
 
-class _Merges:
-    """The table of merges, whose lookups keep the hash that they were filled with."""
+class _Ranks:
+    """The ranks of pairs from a dictionary."""
 
-    def __init__(self) -> None:
-        self.__dict__.update(ENCODER._bulk._merges.__dict__)
-        ranks = dict(RULES.ranks)
-        self.ranks = self
-        self.find = lambda keys: np.array([ranks.get(int(key), ABSENT) for key in keys], np.int32)
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        return np.array([RULES.ranks.get(int(key), ABSENT) for key in keys], np.int32)
 
 
-_GOOD_MERGES = _Merges()
+_MERGES = copy.copy(text_encoder.merge_arrays(gpt2_vocabulary()))
+_MERGES.ranks = _Ranks()  # type: ignore[assignment]
 
 
 def colliding_pair() -> tuple[bytes, bytes]:
@@ -205,14 +207,14 @@ def test_no_text_takes_quadratic_time(text: str) -> None:
 def test_a_hash_table_finds_what_was_put_in_and_nothing_else() -> None:
     draw = np.random.default_rng(8)
     keys = np.unique(draw.integers(0, 1 << 62, 5000, np.uint64))
-    table = HashTable(len(keys))
+    table = HashTable(14)
     values = np.arange(len(keys), dtype=np.int32)
     assert table.insert(keys, values) == len(keys)
     assert np.array_equal(table.find(keys), values)
     assert (table.find(keys + np.uint64(1 << 63)) == ABSENT).all()
     assert table.insert(keys, values + 1) == 0, "the first value counts"
     assert np.array_equal(table.find(keys), values)
-    twice = HashTable(10)
+    twice = HashTable(5)
     assert twice.insert(np.array([5, 5, 6], np.uint64), np.array([1, 2, 3], np.int32)) == 2
     assert twice.find(np.array([5, 6], np.uint64)).tolist() == [1, 3]
 
