@@ -78,12 +78,17 @@ def of_text(stream: BinaryIO, name: str) -> Iterator[list[int]]:
 
 def parse(data: bytes, name: str) -> list[int]:
     """The ids in `data`. Raises: InputError naming the first that is none."""
-    try:
-        if not data.translate(None, _SEPARATORS + b"0123456789"):
-            return list(map(int, data.translate(_BLANKS).split()))
-    except ValueError:  # more digits than Python turns into a number
-        pass
-    wrong = next(word for word in data.translate(_BLANKS).split() if re.fullmatch(rb"[0-9]{1,18}", word) is None)
+    import numpy as np
+
+    spaced = data.translate(_BLANKS).strip()
+    if not spaced:
+        return []
+    if not spaced.translate(None, _SEPARATORS + b"0123456789"):
+        array = np.fromstring(spaced.decode("ascii"), np.int64, sep=" ")
+        if array.max() < np.iinfo(np.int64).max:  # what numpy makes of a number that is too long
+            found: list[int] = array.tolist()
+            return found
+    wrong = next(word for word in spaced.split() if re.fullmatch(rb"[0-9]{1,18}", word) is None)
     raise InputError(
         f"{name} holds {wrong[:40].decode('utf-8', 'backslashreplace')!r} where an id should be; expected whole "
         f"numbers separated by spaces or commas"

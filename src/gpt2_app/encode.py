@@ -15,8 +15,12 @@ from gpt2_app.sources import can_be_cut, check_argument, one_source, open_source
 from gpt2_app.vocabularies import DEFAULT_MODEL, TokenizerOption, check_special, id_dtype, load_tokenizer
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from gpt2_core.tokenizer import GPT2Tokenizer
 
+_MANY = 1 << 16  # ids, from where on a table of spelt numbers pays
 _MOST_ROWS = 2000  # a table any longer than this is laid out slowly and read by nobody: plain lines then
 
 
@@ -110,10 +114,31 @@ def write_line(out: BinaryIO, ids: Iterable[list[int]]) -> None:
     first = True
     for some in ids:
         if some:
-            out.write((b"" if first else b" ") + " ".join(map(str, some)).encode("ascii"))
+            out.write((b"" if first else b" ") + in_digits(some))
             first = False
     out.write(b"\n")
     out.flush()
+
+
+def in_digits(ids: list[int]) -> bytes:
+    """Ids in decimal, separated by spaces; many of them by a table of all numbers up to the highest, in numpy."""
+    if len(ids) < _MANY:
+        return " ".join(map(str, ids)).encode("ascii")
+    import numpy as np
+
+    array = np.array(ids)
+    table = _digits(1 << int(array.max()).bit_length())
+    spelt = table[array].view(np.uint8)
+    joined: bytes = spelt[spelt != 0].tobytes()
+    return joined[:-1]
+
+
+@functools.cache
+def _digits(size: int) -> NDArray[np.bytes_]:
+    """The numbers below `size`, each with a space behind it; numpy fills up with zero bytes."""
+    import numpy as np
+
+    return np.array([b"%d " % number for number in range(size)])
 
 
 def _to_file(path: Path, ids: Iterable[list[int]], dtype: str) -> None:

@@ -15,7 +15,7 @@ from app_process import Run, child, environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2_app import decode, sources
+from gpt2_app import decode, encode, sources
 from gpt2_app.encode import shown
 from gpt2_app.vocabularies import id_dtype
 from gpt2_core.errors import InputError
@@ -217,6 +217,7 @@ def test_json_of_encode_is_read_back(gpt2: Run, gpt2_json: Run) -> None:
     assert gpt2("decode", input=json.dumps(ids).encode()).stdout_bytes == TEXT.encode()
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 50256), max_size=50), st.sampled_from([" ", ",", "\n", ", "]))
 def test_ids_are_not_torn_apart_between_reads(ids: list[int], separator: str) -> None:
     found = decode.of_text(Drip(separator.join(map(str, ids)).encode()), "ids")
@@ -327,3 +328,12 @@ def test_a_full_disk_is_exit_code_5() -> None:
     assert done.returncode == 5
     assert b"No space left" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 300_000), max_size=40))
+def test_many_ids_are_written_as_few_are(ids: list[int]) -> None:
+    few = encode.in_digits(ids)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "_MANY", 1)
+        assert encode.in_digits(ids) == few

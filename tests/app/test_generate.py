@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from app_process import TINY, Run, child, environment
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2_app import backends, generate, terminal, writing
@@ -204,6 +204,7 @@ def heard(text: str, stops: Sequence[str], ids: Sequence[int] | None = None) -> 
     return listener, parts
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20), st.lists(st.text(min_size=1, max_size=4), max_size=3))
 def test_a_listener_passes_on_everything_before_the_first_stop_text(text: str, stops: list[str]) -> None:
     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
