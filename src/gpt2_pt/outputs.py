@@ -48,7 +48,8 @@ for _cls in (BaseOutput, LMOutput, DoubleHeadsOutput, ClassifierOutput, Question
 
 pytree.register_pytree_node(
     Past,
-    lambda past: ([tensor for pair in past for tensor in pair], None),
-    lambda tensors, _: Past(zip(*[iter(tensors)] * 2, strict=True)),
+    lambda past: (list(past), None),
+    lambda layers, _: Past(layers),
     serialized_type_name="gpt2_pt.cache.Past",
+    flatten_with_keys_fn=lambda past: ([(pytree.SequenceKey(i), layer) for i, layer in enumerate(past)], None),
 )

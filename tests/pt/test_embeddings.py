@@ -6,12 +6,12 @@ import copy
 
 import numpy as np
 import pytest
-from models import ordinary_parameters
-from pt.helpers import MODELS, ids_of, model_of, torch
 
 from gpt2_core.errors import ConfigError, InputError
 from gpt2_core.reference import ReferenceModel
 from gpt2_pt import GPT2DoubleHeadsModel, GPT2LMHeadModel, GPT2Model
+from models import ordinary_parameters
+from pt.helpers import MODELS, ids_of, model_of, torch
 
 TIED = (GPT2LMHeadModel, GPT2DoubleHeadsModel)
 
@@ -121,7 +121,7 @@ def test_a_token_table_that_does_not_fit_is_refused():
     with pytest.raises(InputError, match=r"is a Tensor, expected a torch.nn.Embedding"):
         model.set_input_embeddings(torch.zeros(37, 8))
     untied = model_of(tie_word_embeddings=False)
-    with pytest.raises(InputError, match="has 40 rows, expected 37 .* call resize_token_embeddings first"):
+    with pytest.raises(InputError, match=r"has 40 rows, expected 37 .* call resize_token_embeddings first"):
         untied.set_input_embeddings(torch.nn.Embedding(40, 8))
     head = untied.lm_head.weight
     untied.set_input_embeddings(torch.nn.Embedding(37, 8, dtype=torch.float64))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
-from models import padded_mask
-from pt.helpers import MODELS, ids_of, model_of, torch
 
 from gpt2_core.errors import GenerationError, InputError
 from gpt2_pt import GPT2DoubleHeadsModel, GPT2LMHeadModel
+from models import padded_mask
+from pt.helpers import MODELS, ids_of, model_of, torch
 
 
 def test_training_mode_comes_back_and_dropout_is_off_meanwhile():
@@ -107,7 +107,9 @@ def test_padding_common_to_all_rows_is_not_computed():
 def test_a_mask_of_any_kind_will_do(kind):
     model = model_of()
     ids, mask = ids_of(model, 3, 5), torch.from_numpy(padded_mask(3, 5))
-    assert torch.equal(model.generate(ids, mask.to(kind), max_new_tokens=3), model.generate(ids, mask, max_new_tokens=3))
+    assert torch.equal(
+        model.generate(ids, mask.to(kind), max_new_tokens=3), model.generate(ids, mask, max_new_tokens=3)
+    )
 
 
 def test_only_language_models_generate():
@@ -163,7 +165,7 @@ def test_logits_that_are_no_numbers_are_reported(poison):
     model = model_of(tie_word_embeddings=False)
     with torch.no_grad():
         model.lm_head.weight[5] = poison
-    with pytest.raises(GenerationError, match="the logits of row 0 at new token 0 hold nan or .inf"):
+    with pytest.raises(GenerationError, match=r"the logits of row 0 at new token 0 hold nan or .inf"):
         model.generate(ids_of(model, 2, 4), max_new_tokens=3)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from models import padded_mask
-from pt.helpers import MODELS, ids_of, model_of, torch
-from tolerances import REFERENCE, error
 
 import gpt2_pt.attention
 from gpt2_pt import GPT2DoubleHeadsModel, GPT2ForTokenClassification, GPT2LMHeadModel
+from models import padded_mask
+from pt.helpers import MODELS, ids_of, model_of, torch
+from tolerances import REFERENCE, error
 
 MASK = torch.from_numpy(padded_mask(3, 6))
 
@@ -33,7 +33,9 @@ def assert_equal_gradients(one, other, **tolerance):
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("cls", [GPT2LMHeadModel, GPT2DoubleHeadsModel])
 def test_gradient_checkpointing_gives_equal_gradients(cls, dropout):
-    model = model_of(cls, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, summary_first_dropout=0.0).train()
+    model = model_of(
+        cls, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, summary_first_dropout=0.0
+    ).train()
     ids = ids_of(model, 3, 6)
     inputs = {"input_ids": ids, "labels": ids, "output_hidden_states": True, "output_attentions": True}
     if cls is GPT2DoubleHeadsModel:
@@ -69,9 +71,13 @@ def test_gradient_checkpointing_goes_with_a_past_and_sleeps_in_evaluation():
         block.attn.attn_pdrop = 0.0
     ids = ids_of(model, 2, 8)
     past = model(ids[:, :4]).past
-    plain = gradients(model, input_ids=ids[:, 4:], past=tuple((k.detach(), v.detach()) for k, v in past), labels=ids[:, 4:])
+    plain = gradients(
+        model, input_ids=ids[:, 4:], past=tuple((k.detach(), v.detach()) for k, v in past), labels=ids[:, 4:]
+    )
     model.gradient_checkpointing_enable()
-    again = gradients(model, input_ids=ids[:, 4:], past=tuple((k.detach(), v.detach()) for k, v in past), labels=ids[:, 4:])
+    again = gradients(
+        model, input_ids=ids[:, 4:], past=tuple((k.detach(), v.detach()) for k, v in past), labels=ids[:, 4:]
+    )
     assert_equal_gradients(plain, again, rtol=1e-12, atol=1e-12)
     assert model.eval()(ids).past is not None
 
@@ -102,7 +108,9 @@ def test_dropped_attention_probabilities_keep_their_mean():
     q = torch.zeros(1, 1, 1, 2)
     v = torch.ones(1, 1, 50_000, 2)
     torch.manual_seed(0)
-    y, probs = gpt2_pt.attention.attend(q, torch.zeros_like(v), v, torch.ones(1, 1, 1, 50_000).bool(), scale=1, dropout=0.25)
+    y, probs = gpt2_pt.attention.attend(
+        q, torch.zeros_like(v), v, torch.ones(1, 1, 1, 50_000).bool(), scale=1, dropout=0.25
+    )
     assert abs(float((probs == 0).float().mean()) - 0.25) < 0.01
     torch.testing.assert_close(y, torch.ones_like(y), rtol=0.02, atol=0.02)
 

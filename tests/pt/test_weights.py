@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from gpt2_core.checkpoints import open_checkpoint, save_checkpoint
-from gpt2_core.errors import CheckpointError, CheckpointMismatchError, ConfigError, HubError, InputError
-from gpt2_core.errors import WriteError
+from gpt2_core.errors import CheckpointError, CheckpointMismatchError, ConfigError, HubError, InputError, WriteError
 from gpt2_core.initialization import initial_value
 from gpt2_core.reference import ReferenceModel
 from gpt2_pt import (
