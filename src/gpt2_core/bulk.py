@@ -46,7 +46,7 @@ def encode_chunk(data: bytes, cache: PieceCache, merges: MergeArrays) -> NDArray
     if not len(odd):
         return values
     absent = values[odd] == ABSENT
-    several, unknown = odd[~absent], odd[absent]
+    several, unknown = odd[np.flatnonzero(~absent)], odd[np.flatnonzero(absent)]
     unknown = unknown[padded[starts[unknown]] != BARRIER_BYTE]  # barriers stay ABSENT, which is -1
     found, count = cache.ids_of(values[several])
     merged, merged_count = _encode_unknown(padded, starts[unknown], lengths[unknown], cache, merges)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Collection, Sequence
 
@@ -10,9 +11,12 @@ from numpy.typing import NDArray
 
 from gpt2_core.errors import TokenizerError
 from gpt2_core.piece_cache import spread
+from gpt2_core.vocabulary import Vocabulary
 
 _WIDTH = 8
 _FILL = b"\xff"
+_COUNT_BITS = 16
+_COUNT = (1 << _COUNT_BITS) - 1
 _SHORT = 100  # ids; below, joining the tokens' bytes is quicker than numpy
 _BLOCK = 1 << 16  # ids: keeps the arrays in the processor's cache
 
@@ -25,9 +29,11 @@ class IdDecoder:
     """
 
     def __init__(self, token_bytes: Sequence[bytes], skipped: Collection[int] = ()) -> None:
-        self._tokens = [b"" if index in skipped else data for index, data in enumerate(token_bytes)]
+        self._tokens = list(token_bytes)
+        for index in skipped:
+            self._tokens[index] = b""
         self._rows: NDArray[np.void] | None = None  # made when first needed
-        self._first = self._count = np.zeros(0, np.int64)
+        self._where = np.zeros(0, np.int64)  # of each id: its first row << _COUNT_BITS | how many it has
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> bytes:
         """The bytes of one sequence of ids.
@@ -61,22 +67,32 @@ class IdDecoder:
                 return self._join(ids)
         if array.min() < 0 or array.max() >= len(self._tokens):
             return self._join(ids)
-        count = self._count.take(array)
+        where = self._where.take(array)
+        count = where & _COUNT
         if not count.all():
             return self._join(ids)
-        places = self._first.take(array)
+        places = where >> _COUNT_BITS
         if count.max() > 1:
             places = spread(places, count)
         return rows.take(places).tobytes().translate(None, _FILL)
 
     def _make_rows(self) -> NDArray[np.void]:
-        sizes = np.array([len(data) for data in self._tokens])
+        sizes = np.fromiter(map(len, self._tokens), np.int64, len(self._tokens))
         count = np.maximum(-(-sizes // _WIDTH), 1)
-        data = b"".join(
-            [data.ljust(wide, _FILL) for data, wide in zip(self._tokens, (count * _WIDTH).tolist(), strict=True)]
-        )
-        self._first = np.cumsum(count) - count
-        count[[_FILL in data for data in self._tokens]] = 0
-        self._count = count
-        self._rows = np.frombuffer(data, f"V{_WIDTH}")
+        first = np.cumsum(count) - count
+        rows = np.full(int(count.sum()) * _WIDTH, _FILL[0], np.uint8)
+        data = np.frombuffer(b"".join(self._tokens), np.uint8)
+        places = spread(first * _WIDTH, sizes)
+        rows[places] = data
+        count[np.searchsorted(first, places[data == _FILL[0]] // _WIDTH, side="right") - 1] = 0
+        if count.max() > _COUNT:  # no token of a real vocabulary is longer than half a megabyte
+            count[count > _COUNT] = 0
+        self._where = first << _COUNT_BITS | count
+        self._rows = rows.view(f"V{_WIDTH}")
         return self._rows
+
+
+@functools.lru_cache(maxsize=4)
+def vocabulary_decoder(vocabulary: Vocabulary) -> IdDecoder:
+    """The decoder of a vocabulary's ids, made once for all tokenizers of that vocabulary."""
+    return IdDecoder(vocabulary.token_bytes)

@@ -18,7 +18,8 @@ from gpt2_core.hash_table import ABSENT, HashTable
 LONGEST = 128  # bytes; longer pieces hardly ever come twice
 _WORD = 8
 _LEARNT = 1 << 16  # pieces beyond those known at first; 10 MB of source code have 60,000 (measured)
-_PAD = np.array([(1 << 64) - (1 << 8 * count) for count in range(9)], np.uint64)
+_ONES = np.uint64((1 << 64) - 1)
+_THREE = np.uint64(3)
 # Odd numbers without pattern: the fractional digits of e and pi (xxhash and others take such primes).
 _MIX = np.uint64(0xB7E151628AED2A6B)
 _STEP = np.uint64(0x243F6A8885A308D3)
@@ -35,7 +36,7 @@ def words_at(data: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.u
 def short_keys(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
     """The first 8 bytes of each piece, with 0xFF behind its end."""
     keys = words_at(data, starts)
-    keys |= _PAD.take(np.minimum(lengths, _WORD))
+    keys |= _ONES << (lengths.view(np.uint64) << _THREE)  # 8 bits for each byte; shifting by 64 or more gives 0
     return keys
 
 
@@ -47,20 +48,24 @@ def hash_pieces(
 ) -> NDArray[np.uint64]:
     """One word for each piece, mixed from its first LONGEST bytes; first: `short_keys` of the same pieces.
 
-    Each step is a bijection of the word that it takes in. So of pieces that are equal but for one word, no two have
-    the same hash; of others that may happen.
+    It says where to look and which pieces may be equal, never that they are.
     """
     hashes = first * _MIX
-    left = np.flatnonzero(lengths > _WORD)
-    done = _WORD
-    while len(left) and done < LONGEST:
-        rest = lengths[left] - done
-        words = short_keys(data, starts[left] + done, rest)
+    left: NDArray[np.int64] | slice = slice(None)
+    rest = lengths - _WORD
+    for done in range(_WORD, LONGEST, _WORD):
+        longer = np.flatnonzero(rest > 0)
+        if not len(longer):
+            break
+        if len(longer) < len(rest):
+            left = longer if isinstance(left, slice) else left[longer]
+            rest = rest[longer]
         mixed = hashes[left]
         mixed ^= mixed >> _FOLD
-        hashes[left] = mixed * _MIX + words * _STEP
-        left = left[rest > _WORD]
-        done += _WORD
+        mixed *= _MIX
+        mixed += short_keys(data, starts[left] + done, rest) * _STEP
+        hashes[left] = mixed
+        rest = rest - _WORD
     return hashes ^ (hashes >> _FOLD)
 
 
@@ -73,15 +78,17 @@ def same_bytes(
 ) -> NDArray[np.bool_]:
     """Whether data[start : start + length] is others[other : other + length], for each; all bytes are compared."""
     same = np.ones(len(starts), bool)
-    left = np.arange(len(starts))
+    left: NDArray[np.int64] | slice = slice(None)
+    rest = lengths
     done = 0
-    while len(left):
-        rest = lengths[left] - done
+    while len(rest):
         here = short_keys(data, starts[left] + done, rest)
         there = short_keys(others, other_starts[left] + done, rest)
         same[left] &= here == there
+        longer = np.flatnonzero(rest > _WORD)
+        left = longer if isinstance(left, slice) else left[longer]
+        rest = rest[longer] - _WORD
         done += _WORD
-        left = left[rest > _WORD]
     return same
 
 
@@ -145,15 +152,11 @@ class PieceCache:
         same = facts >> 32 == lengths
         same &= self._long_first.array.take(entries, mode="clip") == first
         same &= entries >= 0
-        # Two pieces of 9 to 16 bytes with the same hash and the same first word are equal: see hash_pieces.
-        longer = np.flatnonzero(same & (lengths > 2 * _WORD))
-        if len(longer):
-            begin = self._long_start.array[entries[longer]] + _WORD
-            rest = np.minimum(lengths[longer], LONGEST) - _WORD
-            same[longer] = same_bytes(data, starts[longer] + _WORD, self._bytes.array, begin, rest)
-        values = facts.astype(np.int32)
-        values[~same] = ABSENT
-        return values
+        candidates = np.flatnonzero(same)
+        begin = self._long_start.array[entries[candidates]] + _WORD
+        rest = lengths[candidates] - _WORD
+        same[candidates] = same_bytes(data, starts[candidates] + _WORD, self._bytes.array, begin, rest)
+        return np.where(same, facts.astype(np.int32), np.int32(ABSENT))
 
     def ids_of(self, values: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """The ids of pieces of several ids, one piece after the other, and how many each has; from their values."""

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from gpt2_core.batch_encoding import TENSORS, BatchEncoding, to_tensor
 from gpt2_core.errors import TokenizerError, nearest
 from gpt2_core.files import atomic_folder
-from gpt2_core.id_decoder import IdDecoder
+from gpt2_core.id_decoder import IdDecoder, vocabulary_decoder
 from gpt2_core.text_encoder import TextEncoder, to_list
 from gpt2_core.tokenizer_files import (
     ROLES,
@@ -298,11 +298,13 @@ class GPT2Tokenizer:
                     f"{role!r} is no role of a special token{nearest(role, ROLES)}; expected "
                     f"{', '.join(ROLES)} or additional_special_tokens"
                 )
+            if role != "additional_special_tokens" and not isinstance(tokens[role], str):
+                raise TokenizerError(f"{role} is {tokens[role]!r}; expected one token, as a string")
         new = 0
         for role, value in tokens.items():
             new += self.add_tokens(value, special_tokens=True)
             if role != "additional_special_tokens":
-                self._set_role(role, value)  # type: ignore[arg-type]  # _set_role reports what is no string
+                self._set_role(role, str(value))
         return new
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
@@ -577,12 +579,13 @@ class GPT2Tokenizer:
 
     def _decoder(self, skip_special_tokens: bool) -> IdDecoder:
         skipped = tuple(self.all_special_ids) if skip_special_tokens else ()
+        if not skipped and len(self) == self.vocab_size:
+            return vocabulary_decoder(self._vocabulary)
         key = (len(self), skipped)
         if key not in self._decoders:
-            self._decoders = {
-                **dict(list(self._decoders.items())[-3:]),
-                key: IdDecoder(self._token_bytes, set(skipped)),
-            }
+            while len(self._decoders) > 3:
+                del self._decoders[next(iter(self._decoders))]
+            self._decoders[key] = IdDecoder(self._token_bytes, frozenset(skipped))
         return self._decoders[key]
 
     def batch_decode(self, sequences: Iterable[Any], skip_special_tokens: bool = False) -> list[str]:

@@ -163,7 +163,7 @@ def test_special_tokens_are_added_by_role() -> None:
     assert tokenizer.all_special_ids == [END, 50257, 50258, 50259]
     with pytest.raises(TokenizerError, match="'pad_tok' is no role of a special token; did you mean 'pad_token'"):
         tokenizer.add_special_tokens({"pad_tok": "<pad>"})
-    with pytest.raises(TokenizerError, match="bos_token is 5"):
+    with pytest.raises(TokenizerError, match="bos_token is 5; expected one token"):
         tokenizer.add_special_tokens({"bos_token": 5})  # type: ignore[dict-item]
 
 
@@ -369,12 +369,12 @@ def test_a_setting_that_means_nothing_is_refused(arguments: dict[str, Any], told
 
 
 def test_offsets_are_the_characters_of_each_token() -> None:
-    text = "naïve 🙂<|endoftext|>don't"
+    text = "naïve 🤗<|endoftext|>don't"
     encoding = TOKENIZER(text, return_offsets_mapping=True)
     tokens = TOKENIZER.convert_ids_to_tokens(encoding.input_ids)
     spans = [text[start:end] for start, end in encoding.offset_mapping]
     assert list(zip(tokens, spans, strict=True)) == [
-        ("na", "na"), ("Ã¯ve", "ïve"), ("ĠðŁ", " 🙂"), ("ĻĤ", "🙂"),
+        ("na", "na"), ("Ã¯ve", "ïve"), ("ĠðŁ", " 🤗"), ("¤", "🤗"), ("Ĺ", "🤗"),
         ("<|endoftext|>", "<|endoftext|>"), ("don", "don"), ("'t", "'t"),
     ]  # fmt: skip
 

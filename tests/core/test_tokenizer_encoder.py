@@ -92,7 +92,13 @@ def test_no_collision_of_hashes_changes_an_id(
 ) -> None:
     monkeypatch.setattr(piece_cache, "hash_pieces", BAD_HASHES[name])
     monkeypatch.setattr(bulk, "hash_pieces", BAD_HASHES[name])
-    text = composed(3, 800)
+    alike = [
+        f"{'x' * place}{letter}{'x' * (length - place)}"
+        for length in (8, 17, 40)
+        for place in range(length + 1)
+        for letter in "yz"
+    ]
+    text = composed(3, 800) + " ".join(alike * 2)
     text_encoder.known_beforehand.cache_clear()
     request.addfinalizer(text_encoder.known_beforehand.cache_clear)
     encoder = TextEncoder(gpt2_vocabulary())
