@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from gpt2_core.batch_encoding import TENSORS, BatchEncoding, to_tensor
 from gpt2_core.errors import TokenizerError, nearest
-from gpt2_core.files import atomic_folder
 from gpt2_core.id_decoder import IdDecoder, vocabulary_decoder
 from gpt2_core.text_encoder import TextEncoder, to_list
 from gpt2_core.tokenizer_files import (
@@ -615,6 +614,8 @@ class GPT2Tokenizer:
             "truncation_side": self.truncation_side,
         }
         parts = TokenizerParts(self._vocabulary, sorted(self._added.values(), key=lambda token: token.id), settings)
+        from gpt2_core.files import atomic_folder  # only saving needs it, and it takes time to import
+
         target = Path(folder)
         with atomic_folder(target, replaces=_OLD_FILES.__contains__) as stage:
             names = []
