@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # For stories: a little cooler than the model's own distribution, which keeps a small one on its subject, and without
 # its long tail; 40 is what the samples published with GPT-2 were drawn with (openai/gpt-2, README.md).
-TEMPERATURE, TOP_K = 0.8, 40
+TEMPERATURE, TOP_K = 0.7, 40
 LENGTH = 200  # about 150 words
 FILL = -1
 
