@@ -140,7 +140,9 @@ def test_a_mask_over_heads_agrees(framework, head, axes):
     config = small_config(n_layer=2, n_head=2)
     rows = ROWS * 2 if head == "double" else ROWS
     shape = {"one": (2,), "layers": (2, 2), "everything": (2, rows, 2, T, T)}[axes]
-    check(framework, config, head, 7, head_mask=np.random.default_rng(7).random(shape))
+    for attentions in (True, False):  # without them the fused kernel would serve, which knows no such mask
+        mask = np.random.default_rng(7).random(shape)
+        check(framework, config, head, 7, head_mask=mask, output_attentions=attentions)
 
 
 def test_all_inputs_at_once_agree(framework):

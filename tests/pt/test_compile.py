@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 
 import pytest
 from torch.utils import _pytree as pytree
@@ -135,6 +136,7 @@ def test_generate_works_with_a_compiled_transformer():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
 def test_generated_machine_code_computes_the_same():
     model = model_of(dtype=torch.float32)
     ids = ids_of(model, 2, 6)
