@@ -46,7 +46,8 @@ class Embedding(nn.Embedding):
     def forward(self, ids: Tensor, label: str | None = None) -> Tensor:
         """(...) whole numbers -> (..., C); ``label`` is what the caller knows them as.
 
-        Raises: InputError for ids outside the table; on a GPU only outside training, where looking costs a wait.
+        Raises: InputError for ids outside the table; on a GPU, where looking costs a wait, only for rows of several
+        ids outside training.
         """
         if torch.compiler.is_compiling() or ids.is_meta:
             return super().forward(ids)

@@ -6,6 +6,14 @@ import pytest
 
 HERE = Path(__file__).parent
 
+try:
+    import torch  # noqa: F401
+except ImportError:
+    collect_ignore_glob = ["test_*.py"]
+
+    def pytest_report_header() -> str:
+        return "PyTorch is not installed: the tests of tests/pt are left out"
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Slow tests of this folder run when they are asked for: ``pytest -m slow``."""
