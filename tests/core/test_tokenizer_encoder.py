@@ -16,7 +16,7 @@ from gpt2_core.bpe import MergeRules, merge_piece
 from gpt2_core.hash_table import ABSENT, EMPTY, HashTable
 from gpt2_core.pretokenize import split
 from gpt2_core.text_encoder import TextEncoder, to_list
-from gpt2_core.vocabulary import gpt2_vocabulary
+from gpt2_core.vocabulary import BYTE_TO_CHAR, build_vocabulary, gpt2_vocabulary
 
 RULES = MergeRules(gpt2_vocabulary())
 LATIN = "tokenizers merge unfamiliar words like floccinaucinihilipilification and deadbeef'll we've 0123456789012345678"
@@ -246,3 +246,30 @@ def test_a_copy_of_a_cache_learns_by_itself() -> None:
     assert values[1] == 3
     ids, counts = other.ids_of(values[:1])
     assert (ids.tolist(), counts.tolist()) == ([1, 2], [2])
+
+
+def test_a_cache_learns_no_more_than_it_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(piece_cache, "_LEARNT", 3)
+    data = np.frombuffer(b"abcdefghij" + b"\xff" * 8, np.uint8)
+    places, ones = np.arange(10), np.ones(10, np.int64)
+    cache = piece_cache.PieceCache([], np.zeros(0, np.int64))
+    cache.learn(data, places, ones, np.arange(10, dtype=np.int32), ones)
+    assert cache.is_full
+    assert (cache.find(data, places, ones) != ABSENT).sum() == 3
+
+
+def test_what_one_encoder_learns_no_other_begins_with() -> None:
+    TextEncoder(gpt2_vocabulary()).encode(composed(9, 3000))
+    fresh = text_encoder.known_beforehand(gpt2_vocabulary())
+    assert fresh._learnt == 0
+    assert fresh._first.size == 0
+
+
+def test_a_token_that_no_merge_reaches_is_not_given_to_its_own_bytes() -> None:
+    """Of merges in this order "abc" becomes a, bc: only of GPT-2's vocabulary is it known that this never happens."""
+    tokens = [*(BYTE_TO_CHAR[byte] for byte in range(256)), "bc", "ab", "abc"]
+    ids = {token: index for index, token in enumerate(tokens)}
+    merges = [("b", "c"), ("a", "b"), ("ab", "c")]
+    encoder = TextEncoder(build_vocabulary(ids, merges, source="a test"))
+    assert encoder.encode("abc") == [ids["a"], ids["bc"]]
+    assert encoder.encode("abc\n" * 3000) == [ids["a"], ids["bc"], ids["Ċ"]] * 3000

@@ -23,7 +23,12 @@ from gpt2_core.pretokenize import (
 
 # Characters that the rules speak of, from every class and every length in UTF-8.
 TELLING = " \n\t\r\x0b\x0c\x1c\x1f'sdmtlvreSa1-\"\x00\x7f\x85\xa0é²½́ǆΩ٣\u1680\u2003\u2028\u3000中ー🙂𝟘𠀀"
-texts = st.one_of(st.text(TELLING, max_size=60), st.text(max_size=60))
+CONTRACTIONS = ["'s", "'d", "'m", "'t", "'ll", "'ve", "'re", "'l", "'v", "'r", "a", "e", " ", "!", "\n", "中"]
+texts = st.one_of(
+    st.lists(st.sampled_from(CONTRACTIONS), max_size=12).map("".join),
+    st.text(TELLING, max_size=60),
+    st.text(max_size=60),
+)
 
 
 def split_by_array(text: str) -> list[str]:
@@ -44,6 +49,8 @@ def split_by_array(text: str) -> list[str]:
         ("x\u3000\u3000y\u3000 z\u3000", ["x", "\u3000", "\u3000", "y", "\u3000", " z", "\u3000"]),
         ("3rd 1/2", ["3", "rd", " 1", "/", "2"]),
         ("I'M", ["I", "'", "M"]),
+        ("a'llama'vex'red", ["a", "'ll", "ama", "'ve", "x", "'re", "d"]),
+        ("a'l'v'rs'e", ["a", "'", "l", "'", "v", "'", "rs", "'", "e"]),
     ],
 )
 def test_pieces_are_cut_as_the_pattern_says(text: str, pieces: list[str]) -> None:
