@@ -30,7 +30,7 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 
 
-_PIECE = 1 << 20  # numbers converted at a time while loading
+_PIECE = 1 << 18  # numbers converted at a time while loading
 
 
 def linear(n_in: int, n_out: int, bias: bool = True) -> nn.Linear:
