@@ -209,7 +209,7 @@ class PieceCache:
 
 def _bits(known: int) -> int:
     """Of a table two thirds full when half of what is learnt is in it: small, to stay in the processor's cache."""
-    return (3 * (known + _LEARNT // 2) // 2 - 1).bit_length()
+    return max((3 * (known + _LEARNT // 2) // 2 - 1).bit_length(), 4)
 
 
 class _Column:

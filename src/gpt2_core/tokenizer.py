@@ -650,9 +650,7 @@ class DecodeStream:
 
     def finish(self) -> str:
         """What is left of a character that was begun, decoded as `errors` says; the stream can then begin again."""
-        rest = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return rest
+        return self._decoder.decode(b"", final=True)
 
 
 @dataclass(frozen=True)
