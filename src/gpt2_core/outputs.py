@@ -84,8 +84,8 @@ class DoubleHeadsOutput(Output):
     """What the double-heads model returns.
 
     loss: the sum of lm_loss and mc_loss, of those that have labels; logits (B, choices, T, V);
-    mc_logits (B, choices); past, hidden_states and attentions with batch and choices folded into one axis where
-    they come from the cache, else (B, choices, ...).
+    mc_logits (B, choices); past, hidden_states and attentions as BaseOutput, with batch and choices folded
+    into one axis.
     """
 
     loss: Any = None
