@@ -23,8 +23,7 @@ from gpt2_core.checkpoints import (
     widen_bfloat16,
 )
 from gpt2_core.checkpoints.tensors import STORAGE
-from gpt2_core.errors import CheckpointError, CheckpointFormatError, UnsafeCheckpointError
-from gpt2_core.errors import WriteError
+from gpt2_core.errors import CheckpointError, CheckpointFormatError, UnsafeCheckpointError, WriteError
 
 FORMATS = ["safetensors", "bin"]
 SUFFIX = {"safetensors": ".safetensors", "bin": ".bin"}
