@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gpt2_core.bpe import MergeArrays, merge_many, merge_piece
 from gpt2_core.hash_table import ABSENT
-from gpt2_core.piece_cache import LONGEST, PieceCache, hash_pieces, same_bytes, short_keys, spread
+from gpt2_core.piece_cache import LONGEST, PieceCache, hash_words, same_bytes, short_keys, spread, words_of
 from gpt2_core.pretokenize import BARRIER_BYTE, PADDING, piece_starts, safe_cut
 
 CHUNK = 1 << 19  # bytes: large enough that the calls of numpy cost little, small enough for the processor's caches
@@ -146,7 +146,7 @@ def distinct(
     """
     if not len(starts):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    hashes = hash_pieces(data, starts, lengths, short_keys(data, starts, lengths))
+    hashes = hash_words(words_of(data, starts, lengths, short_keys(data, starts, lengths)))
     _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
     likely = first[which]
     same = (lengths[likely] == lengths) & (lengths <= LONGEST)

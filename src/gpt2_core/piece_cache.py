@@ -8,7 +8,7 @@ whose bytes are then compared, word by word. A piece that is not found, whatever
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,32 +40,47 @@ def short_keys(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDAr
     return keys
 
 
-def hash_pieces(
+class Words(NamedTuple):
+    """The next 8 bytes of some pieces: which pieces (None for all), and their words."""
+
+    which: NDArray[np.int64] | None
+    words: NDArray[np.uint64]
+
+
+def words_of(
     data: NDArray[np.uint8],
     starts: NDArray[np.int64],
     lengths: NDArray[np.int64],
     first: NDArray[np.uint64],
-) -> NDArray[np.uint64]:
-    """One word for each piece, mixed from its first LONGEST bytes; first: `short_keys` of the same pieces.
-
-    It says where to look and which pieces may be equal, never that they are.
-    """
-    hashes = first * _MIX
-    left: NDArray[np.int64] | slice = slice(None)
+) -> list[Words]:
+    """The pieces' first LONGEST bytes, 8 at a time; first: `short_keys` of the same pieces, where the list begins."""
+    found = [Words(None, first)]
+    which: NDArray[np.int64] | None = None
     rest = lengths - _WORD
     for done in range(_WORD, LONGEST, _WORD):
         longer = np.flatnonzero(rest > 0)
         if not len(longer):
             break
         if len(longer) < len(rest):
-            left = longer if isinstance(left, slice) else left[longer]
-            rest = rest[longer]
-        mixed = hashes[left]
+            which = longer if which is None else which[longer]
+            starts, rest = starts[longer], rest[longer]
+        found.append(Words(which, short_keys(data, starts + done, rest)))
+        rest = rest - _WORD
+    return found
+
+
+def hash_words(pieces: list[Words]) -> NDArray[np.uint64]:
+    """One word for each piece. It says where to look and which pieces may be equal, never that they are."""
+    hashes = pieces[0].words * _MIX
+    for which, words in pieces[1:]:
+        mixed = hashes.copy() if which is None else hashes[which]
         mixed ^= mixed >> _FOLD
         mixed *= _MIX
-        mixed += short_keys(data, starts[left] + done, rest) * _STEP
-        hashes[left] = mixed
-        rest = rest - _WORD
+        mixed += words * _STEP
+        if which is None:
+            hashes = mixed
+        else:
+            hashes[which] = mixed
     return hashes ^ (hashes >> _FOLD)
 
 
@@ -102,11 +117,10 @@ class PieceCache:
         """A cache that knows `pieces` of UTF-8, each with one id, the frequent ones first."""
         self._short = HashTable(_bits(sum(len(piece) <= _WORD for piece in pieces)))
         self._long = HashTable(_bits(sum(len(piece) > _WORD for piece in pieces)))
-        # Of each long piece: where its bytes begin in _bytes, the first 8 of them, and its length and value.
+        # Of each long piece: where its words begin in _words, its length and its value.
         self._long_start = _Column(np.int64)
-        self._long_first = _Column(np.uint64)
         self._long_facts = _Column(np.int64)  # length << 32 | value's 32 bits
-        self._bytes = _Column(np.uint8, slack=_WORD)
+        self._words = _Column(np.uint64)
         # Of each piece of several ids: where they begin in _ids, and how many.
         self._first = _Column(np.int64)
         self._count = _Column(np.int64)
@@ -147,15 +161,17 @@ class PieceCache:
         first: NDArray[np.uint64],
     ) -> NDArray[np.int32]:
         """As `find`; first: the first word of each piece."""
-        entries = self._long.find(hash_pieces(data, starts, lengths, first), lengths <= LONGEST)
-        facts = self._long_facts.array.take(entries, mode="clip")
-        same = facts >> 32 == lengths
-        same &= self._long_first.array.take(entries, mode="clip") == first
-        same &= entries >= 0
-        candidates = np.flatnonzero(same)
-        begin = self._long_start.array[entries[candidates]] + _WORD
-        rest = lengths[candidates] - _WORD
-        same[candidates] = same_bytes(data, starts[candidates] + _WORD, self._bytes.array, begin, rest)
+        pieces = words_of(data, starts, lengths, first)
+        entries = self._long.find(hash_words(pieces), lengths <= LONGEST)
+        entries[entries < 0] = 0
+        facts = self._long_facts.array.take(entries)
+        stored = self._long_start.array.take(entries)
+        same = (facts >> 32 == lengths) & (lengths <= LONGEST)
+        for number, (which, words) in enumerate(pieces):
+            if which is None:
+                same &= self._words.array.take(stored + number, mode="clip") == words
+            else:
+                same[which] &= self._words.array.take(stored[which] + number, mode="clip") == words
         return np.where(same, facts.astype(np.int32), np.int32(ABSENT))
 
     def ids_of(self, values: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -198,13 +214,16 @@ class PieceCache:
         self._short.insert(short_keys(data, starts[short], lengths[short]), values[short])
         long = np.flatnonzero(lengths > _WORD)
         starts, lengths = starts[long], lengths[long]
-        first = words_at(data, starts)
         entries = self._long_start.size + np.arange(len(long), dtype=np.int32)
-        self._long.insert(hash_pieces(data, starts, lengths, first), entries)
-        self._long_start.extend(self._bytes.size + np.cumsum(lengths) - lengths)
-        self._long_first.extend(first)
+        pieces = words_of(data, starts, lengths, words_at(data, starts))
+        self._long.insert(hash_words(pieces), entries)
+        sizes = -(-lengths // _WORD)
+        begins = self._words.size + np.cumsum(sizes) - sizes
+        self._long_start.extend(begins)
         self._long_facts.extend(lengths << 32 | values[long].view(np.uint32))
-        self._bytes.extend(data[spread(starts, lengths)])
+        self._words.extend(np.zeros(sizes.sum(), np.uint64))
+        for number, (which, words) in enumerate(pieces):
+            self._words.array[(begins if which is None else begins[which]) + number] = words
 
 
 def _bits(known: int) -> int:
@@ -213,22 +232,21 @@ def _bits(known: int) -> int:
 
 
 class _Column:
-    """An array that grows at its end, by doubling; `slack` places behind the end may be read."""
+    """An array that grows at its end, by doubling."""
 
-    def __init__(self, dtype: type[np.generic], slack: int = 0) -> None:
+    def __init__(self, dtype: type[np.generic]) -> None:
         self.array: NDArray[Any] = np.zeros(1 << 10, dtype)
         self.size = 0
-        self._slack = slack
 
     def copy(self) -> _Column:
         other = object.__new__(_Column)
-        other.array, other.size, other._slack = self.array.copy(), self.size, self._slack
+        other.array, other.size = self.array.copy(), self.size
         return other
 
     def extend(self, more: NDArray[Any]) -> None:
         end = self.size + len(more)
-        if end + self._slack > len(self.array):
-            grown = np.zeros(2 * (end + self._slack), self.array.dtype)
+        if end > len(self.array):
+            grown = np.zeros(2 * end, self.array.dtype)
             grown[: self.size] = self.array[: self.size]
             self.array = grown
         self.array[self.size : end] = more

@@ -12,6 +12,7 @@ The work is done elsewhere: `gpt2_core.pretokenize` cuts text into pieces, `gpt2
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from gpt2_core.batch_encoding import TENSORS, BatchEncoding, to_tensor
 from gpt2_core.errors import TokenizerError, nearest
 from gpt2_core.id_decoder import IdDecoder, vocabulary_decoder
-from gpt2_core.text_encoder import TextEncoder, to_list
+from gpt2_core.text_encoder import LONG, TextEncoder, to_list
 from gpt2_core.tokenizer_files import (
     ROLES,
     AddedToken,
@@ -45,7 +46,7 @@ EMBEDDED_NAMES: Mapping[str, int] = {
 }
 SPECIAL = ("allow", "forbid", "text")
 _SIDES = ("right", "left")
-_END_OF_TEXT = -1
+_BETWEEN_TEXTS = -1
 _NO_LIMIT = 10**30  # how the field writes "no limit" into tokenizer_config.json
 
 
@@ -404,7 +405,7 @@ class GPT2Tokenizer:
         texts = [_text(text)] if isinstance(text, str) else _texts(text)
         kind = _one_of("return_tensors", return_tensors, TENSORS)
         limit = self._limit(truncation, max_length)
-        rows = self._encode_rows(texts, special, add_prefix_space)
+        rows = self._encode_rows(texts, special, add_prefix_space, None)
         spans = None
         if return_offsets_mapping:
             spans = [self._offsets(one, row, add_prefix_space) for one, row in zip(texts, rows, strict=True)]
@@ -426,8 +427,7 @@ class GPT2Tokenizer:
 
         threads: how many work on a long text; None for as many as there are cores.
         """
-        segments, between = self._segments(self._prepare(_text(text), None), special)
-        return self._encoder.encode_segments(segments, between, threads)
+        return self._ids([_text(text)], special, None, threads)
 
     def encode_batch(
         self,
@@ -444,30 +444,42 @@ class GPT2Tokenizer:
         return self._encode_rows(_texts(texts), special, add_prefix_space, threads)
 
     def _encode(self, text: str, special: str, add_prefix_space: bool | None) -> list[int]:
-        segments, between = self._segments(self._prepare(text, add_prefix_space), special)
-        if len(segments) == 1:
-            return self._encoder.encode(segments[0])
-        return to_list(self._encoder.encode_segments(segments, between, 1))
+        if len(text) < LONG:
+            with contextlib.suppress(UnicodeEncodeError):
+                segments, between = self._segments(self._prefixed(text, add_prefix_space), special)
+                if not between:
+                    return self._encoder.encode(segments[0])
+        return to_list(self._ids([text], special, add_prefix_space, 1))
 
     def _encode_rows(
-        self, texts: list[str], special: str, add_prefix_space: bool | None, threads: int | None = None
+        self, texts: list[str], special: str, add_prefix_space: bool | None, threads: int | None
     ) -> list[list[int]]:
-        """All texts in one go, with a barrier behind each."""
-        if len(texts) == 1:
-            threads = 1
-        segments: list[str] = []
-        between: list[int] = []
-        for text in texts:
-            more, more_between = self._segments(self._prepare(text, add_prefix_space), special)
-            segments += more
-            between += more_between
-            between.append(_END_OF_TEXT)
-        if not texts:
-            return []
-        ids = self._encoder.encode_segments([*segments, ""], between, threads)
-        ends = np.flatnonzero(ids == _END_OF_TEXT).tolist()
+        """All texts in one go."""
+        if len(texts) < 2:
+            return [self._encode(text, special, add_prefix_space) for text in texts]
+        ids = self._ids(texts, special, add_prefix_space, threads)
+        ends = [*np.flatnonzero(ids == _BETWEEN_TEXTS).tolist(), len(ids)]
         flat = to_list(ids)
         return [flat[start:end] for start, end in zip([0, *(end + 1 for end in ends)], ends, strict=False)]
+
+    def _ids(
+        self, texts: list[str], special: str, add_prefix_space: bool | None, threads: int | None
+    ) -> NDArray[np.int32]:
+        """The ids of the texts, one after the other, with _BETWEEN_TEXTS between."""
+
+        def encode(texts: list[str]) -> NDArray[np.int32]:
+            segments: list[str] = []
+            between: list[int] = []
+            for text in texts:
+                more, more_between = self._segments(self._prefixed(text, add_prefix_space), special)
+                segments += more
+                between += [*more_between, _BETWEEN_TEXTS]
+            return self._encoder.encode_segments(segments, between[:-1], threads)
+
+        try:
+            return encode(texts)
+        except UnicodeEncodeError:  # rare, and only encoding finds it out
+            return encode([_repair(text) for text in texts])
 
     def _segments(self, text: str, special: str) -> tuple[list[str], list[int]]:
         """The plain text around the added tokens of a text, and these tokens' ids: (n + 1, n)."""
@@ -487,9 +499,8 @@ class GPT2Tokenizer:
         segments.append(text[start:])
         return segments, between
 
-    def _prepare(self, text: str, add_prefix_space: bool | None) -> str:
+    def _prefixed(self, text: str, add_prefix_space: bool | None) -> str:
         wanted = self.add_prefix_space if add_prefix_space is None else add_prefix_space
-        text = _repair(text)
         return " " + text if wanted and text and not text.startswith(" ") else text
 
     def _recognise(self) -> None:
@@ -499,7 +510,8 @@ class GPT2Tokenizer:
 
     def _offsets(self, text: str, ids: list[int], add_prefix_space: bool | None) -> list[tuple[int, int]]:
         """The characters of each token, from the number of bytes each stands for."""
-        prepared = self._prepare(text, add_prefix_space)
+        repaired = _repair(text)
+        prepared = self._prefixed(repaired, add_prefix_space)
         data = np.frombuffer(prepared.encode(), np.uint8)
         character = np.cumsum((data & 0xC0) != 0x80) - 1  # of each byte
         ends = np.cumsum([len(self._token_bytes[index]) for index in ids], dtype=np.int64)
@@ -507,7 +519,7 @@ class GPT2Tokenizer:
         if not ids:
             return []
         first, last = character[starts], character[ends - 1] + 1
-        added = len(prepared) - len(_repair(text))
+        added = len(prepared) - len(repaired)
         first, last = np.maximum(first - added, 0), np.maximum(last - added, 0)
         original = _surrogate_places(text)
         if original is not None:

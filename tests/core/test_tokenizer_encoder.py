@@ -79,19 +79,26 @@ def test_several_threads_may_use_one_encoder(monkeypatch: pytest.MonkeyPatch) ->
 
 # Hashes at their worst. Every piece has the same hash; hashes that keep little; tables where all want one slot.
 BAD_HASHES = {
-    "all pieces have one hash": lambda data, starts, lengths, first: np.zeros(len(starts), np.uint64),
-    "the hash is the first word": lambda data, starts, lengths, first: first.copy(),
-    "the hash is the length": lambda data, starts, lengths, first: lengths.astype(np.uint64),
-    "the hash is the empty mark": lambda data, starts, lengths, first: np.full(len(starts), EMPTY),
+    "all pieces have one hash": lambda pieces: np.zeros(len(pieces[0].words), np.uint64),
+    "the hash is the first word": lambda pieces: pieces[0].words.copy(),
+    "the hash is the last word": lambda pieces: _last_words(pieces),
+    "the hash is the empty mark": lambda pieces: np.full(len(pieces[0].words), EMPTY),
 }
+
+
+def _last_words(pieces: list[piece_cache.Words]) -> np.ndarray:
+    last = pieces[0].words.copy()
+    for which, words in pieces[1:]:
+        last[slice(None) if which is None else which] = words
+    return last
 
 
 @pytest.mark.parametrize("name", BAD_HASHES)
 def test_no_collision_of_hashes_changes_an_id(
     name: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    monkeypatch.setattr(piece_cache, "hash_pieces", BAD_HASHES[name])
-    monkeypatch.setattr(bulk, "hash_pieces", BAD_HASHES[name])
+    monkeypatch.setattr(piece_cache, "hash_words", BAD_HASHES[name])
+    monkeypatch.setattr(bulk, "hash_words", BAD_HASHES[name])
     alike = [
         f"{'x' * place}{letter}{'x' * (length - place)}"
         for length in (8, 17, 40)
@@ -155,7 +162,8 @@ def test_a_crafted_collision_is_told_apart_by_its_bytes() -> None:
     left, right = colliding_pair()
     data = np.frombuffer(left + right + b"\xff" * 8, np.uint8)
     starts, lengths = np.array([0, 24]), np.array([24, 24])
-    hashes = piece_cache.hash_pieces(data, starts, lengths, piece_cache.short_keys(data, starts, lengths))
+    first = piece_cache.short_keys(data, starts, lengths)
+    hashes = piece_cache.hash_words(piece_cache.words_of(data, starts, lengths, first))
     assert hashes[0] == hashes[1], "the pieces do not collide: the hash has changed, so craft them anew"
     assert left != right
     cache = piece_cache.PieceCache([], np.zeros(0, np.int64))
