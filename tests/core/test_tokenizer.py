@@ -71,7 +71,7 @@ def test_every_single_token_decodes_to_its_bytes_in_a_long_sequence_and_a_short_
 
 
 @pytest.mark.parametrize("index", [50257, -1, -50257, 1 << 40, -(1 << 40)])
-@pytest.mark.parametrize("before", [0, 5, 1000])
+@pytest.mark.parametrize("before", [0, 5, 1000, 70_000])
 def test_an_id_out_of_range_is_named_with_its_place(index: int, before: int) -> None:
     with pytest.raises(TokenizerError, match=rf"id {index} at place {before} .*expected 0 to 50256"):
         TOKENIZER.decode([1] * before + [index])
