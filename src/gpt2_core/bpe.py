@@ -141,8 +141,8 @@ def merge_many(
     edge = np.zeros(size + 1, bool)  # whether a piece begins here: no pair reaches over it
     edge[starts] = edge[size] = True
     # What pairs are chosen by: the lowest rank first, then the leftmost place.
-    never = np.int64(len(merges.merged)) * size
-    order = merges.byte_ranks[data[:-1] | data[1:].astype(np.intp) << 8] * np.int64(size)
+    never = len(merges.merged) * size
+    order = merges.byte_ranks[data[:-1] | data[1:].astype(np.intp) << 8] * size
     order = np.append(np.minimum(order + np.arange(size - 1), never), never)
     order[starts[1:] - 1] = never
 
