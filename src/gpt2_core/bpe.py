@@ -115,7 +115,7 @@ class MergeArrays:
 
 def _pairs_inside(vocabulary: Vocabulary) -> NDArray[np.bool_]:
     """A pair of bytes is inside a token if a merge has brought it there: last byte of the left, first of the right."""
-    sizes = np.array([len(data) for data in vocabulary.token_bytes])
+    sizes = np.array([len(data) for data in vocabulary.token_bytes], np.int64)
     ends = np.cumsum(sizes)
     data = np.frombuffer(b"".join(vocabulary.token_bytes), np.uint8)
     left, right = vocabulary.merge_pairs[:, 0], vocabulary.merge_pairs[:, 1]
@@ -148,8 +148,9 @@ def merge_many(
 
     def update(places: NDArray[np.int64]) -> None:
         others = after[places]
-        ranks = merges.ranks.find(((tokens[places] << PAIR_SHIFT) | tokens[others]).view(np.uint64))
-        order[places] = np.where((ranks < 0) | edge[others], never, ranks * np.int64(size) + places)
+        pairs = (tokens[places] << PAIR_SHIFT) | tokens[others]
+        ranks = merges.ranks.find(pairs.view(np.uint64)).astype(np.int64)  # rank * size needs 64 bits
+        order[places] = np.where((ranks < 0) | edge[others], never, ranks * size + places)
 
     while True:
         best = np.minimum.reduceat(order, starts)

@@ -127,7 +127,7 @@ class PieceCache:
         self._ids = _Column(np.int32)
         self._learnt = 0
         if len(pieces):
-            lengths = np.array([len(piece) for piece in pieces])
+            lengths = np.array([len(piece) for piece in pieces], np.int64)
             data = np.frombuffer(b"".join(pieces) + b"\xff" * _WORD, np.uint8)
             self._store(data, np.cumsum(lengths) - lengths, lengths, ids.astype(np.int32))
 
