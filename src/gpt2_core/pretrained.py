@@ -17,7 +17,7 @@ from gpt2_core.checkpoints import Checkpoint, Tensor, is_weight_file, named_form
 from gpt2_core.checkpoints.naming import Matching, match
 from gpt2_core.config import PRESETS, GPT2Config
 from gpt2_core.errors import CheckpointError, ConfigError
-from gpt2_core.files import atomic_folder
+from gpt2_core.files import atomic_folder, finish_interrupted_save
 from gpt2_core.initialization import initial_value
 from gpt2_core.parameters import Head, Parameter, parameter_table
 
@@ -67,6 +67,8 @@ def open_pretrained(
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
+    # Before the config is read: a save that was killed may still have to put its files in place.
+    finish_interrupted_save(path if path.is_dir() else path.parent)
     if config is None:
         config = _config_beside(path)
     head = Head(head)

@@ -132,6 +132,9 @@ class GPT2Tokenizer:
                     cache_dir=cache_dir,
                     local_files_only=local_files_only,
                 )
+            from gpt2_core.files import finish_interrupted_save
+
+            finish_interrupted_save(folder)  # a save that was killed may still have to put its files in place
             parts = read_folder(folder)
         tokenizer = cls.__new__(cls)
         tokenizer._setup(parts, {**_DEFAULTS, **parts.settings, **_known_settings(changes)})

@@ -95,6 +95,8 @@ def read_past(past: Any, config: GPT2Config, batch: int) -> Past | None:
             if not isinstance(tensor, Tensor):
                 raise unreadable_past(config, f"{type(past).__name__} of {type(tensor).__name__}")
             check_past_shape(i, tuple(tensor.shape), (batch, config.heads_of(i), length, config.head_dim))
+    if length == 0:  # nothing was read yet: the same as no past, whose attention is plainly causal
+        return None
     return layers if isinstance(layers, Past) else Past(layers)
 
 

@@ -391,7 +391,8 @@ class PreTrainedModel(nn.Module):
         """
         before = self.config
         merged = {layer: set(heads) for layer, heads in before.pruned_heads.items()}
-        for layer, heads in heads_to_prune.items():
+        # Read as a config reads it, so that a layer named "0" is layer 0, and what cannot be read is a ConfigError.
+        for layer, heads in before.replace(pruned_heads=heads_to_prune).pruned_heads.items():
             merged.setdefault(layer, set()).update(heads)
         after = before.replace(pruned_heads={layer: tuple(heads) for layer, heads in merged.items()})
         D = before.head_dim

@@ -9,7 +9,8 @@ import threading
 
 import pytest
 
-from gpt2_pt import Past
+from gpt2_pt import GPT2LMHeadModel, Past
+from models import small_config
 from pt.helpers import ids_of, model_of, torch
 
 
@@ -187,3 +188,19 @@ def test_a_cache_of_transformers_is_a_past():
         for layer, (key, value) in enumerate(model(ids[:, :5]).past):
             cache.update(key, value, layer)
         torch.testing.assert_close(model(ids[:, 5:], past_key_values=cache).logits, model(ids).logits[:, 5:])
+
+
+def test_a_past_of_no_positions_is_no_past() -> None:
+    model = GPT2LMHeadModel(small_config()).eval()
+    ids = ids_of(model, 2, 5)
+    with torch.no_grad():
+        plain = model(ids)
+        again = model(ids, past=plain.past.crop(0))
+    assert torch.equal(plain.logits, again.logits)
+
+
+def test_heads_pruned_under_a_layer_named_in_text_stay_pruned() -> None:
+    model = GPT2LMHeadModel(small_config(n_head=4, n_embd=16))
+    model.prune_heads({0: [1]})
+    model.prune_heads({"0": [2]})
+    assert model.config.pruned_heads == {0: (1, 2)}
