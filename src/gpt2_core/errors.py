@@ -101,7 +101,7 @@ def _section(title: str, rows: Sequence[str], most: int = 20) -> list[str]:
 
 
 def nearest(word: str, candidates: Sequence[str]) -> str:
-    """A hint ``; did you mean 'x'?`` for a misspelt name, or the empty string."""
+    """A hint ``; did you mean 'x'?`` to end a message about a misspelt name with, or the empty string."""
     import difflib
 
     found = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)

@@ -79,7 +79,7 @@ def resolve(
     no network, a damaged download, a model that is no GPT-2.
     """
     if kind not in KINDS:
-        raise HubError(f"kind is {kind!r}{nearest(kind, KINDS)}; expected one of {', '.join(KINDS)}")
+        raise HubError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}{nearest(str(kind), KINDS)}")
     folder = _local(name_or_folder)
     if folder is None:
         offline = local_files_only or _is_true(os.environ.get("HF_HUB_OFFLINE"))
@@ -307,7 +307,7 @@ class _Repository:
         return HubError(
             f"{what}; without a network, download config.json and model.safetensors of {self.name} on another machine "
             f"and give their folder, or use {EMBEDDED!r}, which ships with this package; with one, check the "
-            f"connection, the proxy, and HF_ENDPOINT"
+            f"connection, the proxy, and HF_ENDPOINT{self._spelling_hint()}"
         )
 
     def _failed(self, name: str, cause: Exception) -> HubError:
@@ -324,10 +324,10 @@ class _Repository:
                 f"access to {self} is restricted; ask for it at {page}, then log in (`hf auth login`, or set HF_TOKEN)"
             )
         if isinstance(cause, utils.RepositoryNotFoundError) or status in (401, 404):
-            hint = nearest(self.name, [*REPOSITORIES, *REPOSITORIES.values()])
             return HubError(
                 f"there is no model {self.name!r} at {self.endpoint}, or it is private; expected 'owner/name', a short "
-                f"name, or an existing folder{hint}; for a private model log in (`hf auth login`, or set HF_TOKEN)"
+                f"name, or an existing folder; for a private model log in (`hf auth login`, or set HF_TOKEN)"
+                f"{self._spelling_hint()}"
             )
         if isinstance(cause, OSError) and "onsistency check" in str(cause):
             return HubError(
@@ -337,6 +337,10 @@ class _Repository:
             f"{name} of {self} could not be downloaded: {type(cause).__name__}: {_brief(cause)}; try again, "
             f"or download it by other means and give the folder"
         )
+
+    def _spelling_hint(self) -> str:
+        known = [*REPOSITORIES, *REPOSITORIES.values(), EMBEDDED]
+        return "" if self.name in known else nearest(self.name, known)
 
     def _offline_hint(self) -> str:
         return " in the cache, and the network is not to be used" if self.offline else ""

@@ -298,8 +298,8 @@ class GPT2Tokenizer:
         for role in tokens:
             if role not in (*ROLES, "additional_special_tokens"):
                 raise TokenizerError(
-                    f"{role!r} is no role of a special token{nearest(role, ROLES)}; expected "
-                    f"{', '.join(ROLES)} or additional_special_tokens"
+                    f"{role!r} is no role of a special token; expected {', '.join(ROLES)} or "
+                    f"additional_special_tokens{nearest(str(role), ROLES)}"
                 )
             if role != "additional_special_tokens" and not isinstance(tokens[role], str):
                 raise TokenizerError(f"{role} is {tokens[role]!r}; expected one token, as a string")
@@ -712,8 +712,8 @@ def _known_settings(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in changes:
         if name not in _DEFAULTS:
             raise TokenizerError(
-                f"from_pretrained got {name!r}, which is no setting of a tokenizer{nearest(name, list(_DEFAULTS))}; "
-                f"expected some of {', '.join(_DEFAULTS)}"
+                f"from_pretrained got {name!r}, which is no setting of a tokenizer; expected some of "
+                f"{', '.join(_DEFAULTS)}{nearest(name, list(_DEFAULTS))}"
             )
     return changes
 

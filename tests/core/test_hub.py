@@ -19,7 +19,8 @@ from gpt2_core.checkpoints import open_checkpoint, save_checkpoint
 from gpt2_core.errors import Gpt2Error, HubError
 from gpt2_core.hub import EMBEDDED, REPOSITORIES, resolve
 
-pytest.importorskip("huggingface_hub")
+# With its constants, which hold what the environment said when they were imported: tests change it.
+pytest.importorskip("huggingface_hub.constants")
 
 CONFIG = json.dumps({"model_type": "gpt2", "n_layer": 1}).encode()
 TOKENIZER = {"vocab.json": b'{"a": 0}', "merges.txt": b"#version: 0.2\n", "tokenizer_config.json": b"{}"}
@@ -193,13 +194,26 @@ def test_without_a_network_the_error_comes_at_once_and_says_what_to_do(
     assert isinstance(error.value, OSError) and isinstance(error.value, Gpt2Error)
 
 
+@pytest.mark.parametrize(("typed", "meant"), [("gtp2", "gpt2"), ("gpt2-tale", EMBEDDED), ("distilbert/distilgpt", "")])
+@pytest.mark.parametrize("offline", [True, False])
+def test_without_a_network_too_a_misspelt_name_gets_a_hint(
+    served: Hub, tmp_path: Path, typed: str, meant: str, offline: bool
+) -> None:
+    with pytest.raises(HubError, match=rf"did you mean '{meant or 'distilbert/distilgpt2'}'\?$"):
+        get(Hub(url="http://127.0.0.1:9"), tmp_path, typed, local_files_only=offline)
+    with pytest.raises(HubError) as error:
+        get(Hub(url="http://127.0.0.1:9"), tmp_path, "gpt2", local_files_only=offline)
+    assert "did you mean" not in str(error.value)
+
+
 # What the hub says ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("gpt3", {}, r"no model 'gpt3' .*did you mean 'gpt2'\?"),
+        ("gpt3", {}, r"no model 'gpt3' .*did you mean 'gpt2'\?$"),
+        ("gpt2-tale", {}, r"no model 'gpt2-tale' .*did you mean 'gpt2-tales'\?$"),
         ("nobody/nothing", {}, r"no model 'nobody/nothing' .* or it is private"),
         ("gpt2", {"revision": "v9"}, r"has no revision 'v9'"),
         ("a/secret", {}, r"access to a/secret is restricted; ask for it at .*a/secret, then log in"),

@@ -161,7 +161,7 @@ def test_special_tokens_are_added_by_role() -> None:
     assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<pad>", 50257)
     assert tokenizer.all_special_tokens == ["<|endoftext|>", "<pad>", "<a>", "<b>"]
     assert tokenizer.all_special_ids == [END, 50257, 50258, 50259]
-    with pytest.raises(TokenizerError, match="'pad_tok' is no role of a special token; did you mean 'pad_token'"):
+    with pytest.raises(TokenizerError, match=r"'pad_tok' is no role of a special token; .*did you mean 'pad_token'\?$"):
         tokenizer.add_special_tokens({"pad_tok": "<pad>"})
     with pytest.raises(TokenizerError, match="bos_token is 5; expected one token"):
         tokenizer.add_special_tokens({"bos_token": 5})  # type: ignore[dict-item]
