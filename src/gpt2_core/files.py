@@ -1,4 +1,6 @@
-"""Writing files so that a crash, a full disk or a kill leaves either the old content or the new, never a mixture.
+"""Reading files that strangers made, and writing so that a crash, a full disk or a kill leaves the old or the new.
+
+`existing` looks, and `read_small_file` reads or says what is in the way.
 
 One file: `atomic_write` fills a temporary file beside the target, forces it to the disk, and renames it.
 A folder: `atomic_folder` fills a staging folder and then moves its files into place. A new folder appears by one
@@ -13,16 +15,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import operator
 import os
+import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
-from gpt2_core.errors import CheckpointError, UnsafeCheckpointError, WriteError
+from gpt2_core.errors import CheckpointError, CheckpointFormatError, Gpt2Error, UnsafeCheckpointError, WriteError
 
 fcntl: ModuleType | None
 try:
@@ -34,6 +39,91 @@ STAGING = ".saving"
 JOURNAL = ".saving.json"
 _LOCK_PATIENCE = 10.0  # seconds; what happens under the lock is renames only
 _JOURNAL_LIMIT = 1 << 20
+# How a file begins that stands for one which git-lfs keeps elsewhere (git-lfs, docs/spec.md, "The Pointer").
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_UNITS = {"": 1, "b": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("kmgt", 1)
+    for suffix, base in (("b", 1000), ("ib", 1024))
+}
+
+
+def existing(name_or_path: object) -> Path | None:
+    """The file or folder of this name, None if there is none that may be seen; a leading ``~`` is the home folder.
+
+    Never raises: also None for what no path can be, and for "", which `Path` would take for the current folder.
+    """
+    if not isinstance(name_or_path, (str, os.PathLike)) or name_or_path == "":
+        return None
+    for expand in (Path, lambda name: Path(name).expanduser()):
+        try:
+            path = expand(name_or_path)
+            path.stat()
+        except (OSError, ValueError, RuntimeError):  # not there or not to be seen, a NUL byte, no home folder
+            continue
+        return path
+    return None
+
+
+def read_small_file(path: Path, error: type[Gpt2Error]) -> bytes:
+    """All of one file.
+
+    Raises: FileNotFoundError; `error` for a folder or a pipe, a file that may not be read, and a git-LFS pointer.
+    """
+    kind = content = None
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISREG(kind):  # a pipe would wait for its writer
+            content = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as cause:
+        reason = getattr(cause, "strerror", None) or cause
+        raise error(f"{path} cannot be read: {reason}; check its name and its permissions") from cause
+    if content is None:
+        what = "a folder" if stat.S_ISDIR(kind) else "not a regular file"
+        raise error(f"{path} is {what}, expected a file; move it away, and put the file of this name there")
+    refuse_lfs_pointer(path, content, error)
+    return content
+
+
+def refuse_lfs_pointer(path: Path, start: bytes, error: type[Gpt2Error] = CheckpointFormatError) -> None:
+    """Raise `error` if a file that begins with `start` is what git leaves of a large one without git-lfs."""
+    if start.startswith(_LFS_POINTER):
+        raise error(
+            f"{path} is a git-LFS pointer: run `git lfs pull` in its folder to fetch the file itself, or download it "
+            f"by other means"
+        )
+
+
+def size_in_bytes(name: str, value: Any) -> int | None:
+    """A size given as a number of bytes, or with a unit as in "5GB" (10**9) and "5GiB" (2**30); None stays None.
+
+    Raises: CheckpointError for anything else, and for less than one byte; `name` is what it calls the value.
+    """
+    size = 0
+    if value is None:
+        return None
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", value, re.IGNORECASE | re.ASCII)
+        if match and match[2].lower() in _UNITS:
+            size = int(float(match[1]) * _UNITS[match[2].lower()])
+    elif not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            size = operator.index(value)
+    if size < 1:
+        raise CheckpointError(f'{name} is {value!r}, expected None or a number of bytes, as 5000000000 or "5GB"')
+    return size
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those it stands in, where they are missing. Raises: WriteError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as cause:  # a file stands there
+        raise write_error(path, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))) from cause
+    except OSError as cause:
+        raise write_error(path, cause) from cause
 
 
 def write_error(path: Path, cause: OSError) -> WriteError:
@@ -108,7 +198,7 @@ def atomic_folder(
         if not fresh and not target.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if fresh:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             _remove_orphans(target.parent, f".{target.name}.", STAGING)
             stage = target.with_name(f".{target.name}.{secrets.token_hex(6)}{STAGING}")
         else:
@@ -118,6 +208,8 @@ def atomic_folder(
             stage = target / STAGING
         stage.mkdir()
         lock = _lock(stage)
+    except WriteError:
+        raise
     except OSError as cause:
         raise _folder_error(target, cause) from cause
     try:
@@ -143,13 +235,20 @@ def atomic_folder(
 def finish_interrupted_save(folder: str | os.PathLike[str]) -> bool:
     """Complete a save into `folder` that was killed while its files were being moved; True if there was one.
 
-    Raises: CheckpointError if there is one and it cannot be completed (a read-only folder, a damaged journal),
-    UnsafeCheckpointError if its journal names a file outside the folder.
+    Raises: CheckpointError if there is one and it cannot be completed (a read-only folder, a damaged journal), and if
+    the folder may not be looked into; UnsafeCheckpointError if its journal names a file outside the folder.
     """
     target = Path(folder)
     journal = target / JOURNAL
-    if not journal.is_file():
+    try:
+        if not stat.S_ISREG(journal.stat().st_mode):
+            return False
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError as cause:
+        raise CheckpointError(
+            f"{target} cannot be looked into: {cause.strerror}; check its permissions, or copy it elsewhere"
+        ) from cause
     lock = _wait_for_lock(target / STAGING, target)
     try:
         if not journal.is_file():  # its owner was alive and has finished in the meantime

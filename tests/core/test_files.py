@@ -13,18 +13,25 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from gpt2_core.errors import CheckpointError, Gpt2Error, UnsafeCheckpointError
+from gpt2_core.errors import CheckpointError, ConfigError, Gpt2Error, UnsafeCheckpointError
 from gpt2_core.files import (
     JOURNAL,
     STAGING,
     WriteError,
     atomic_folder,
     atomic_write,
+    existing,
     file_inside,
     finish_interrupted_save,
+    make_folder,
+    read_small_file,
+    refuse_lfs_pointer,
+    size_in_bytes,
 )
 
 posix = pytest.mark.skipif(os.name != "posix", reason="kills and locks as POSIX has them")
@@ -387,10 +394,112 @@ def test_two_saves_into_one_folder_at_once_are_refused(tmp_path: Path) -> None:
     assert content(tmp_path / "m") == {"a": "1"}
 
 
-def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["m", "m/x", "m/x/y"])
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path, path: str) -> None:
     (tmp_path / "m").write_text("file")
-    with pytest.raises(WriteError, match="a part of the path is a file"), atomic_folder(tmp_path / "m"):
+    with pytest.raises(WriteError, match="a part of the path is a file"), atomic_folder(tmp_path / path):
         pass
+    with pytest.raises(WriteError, match="a part of the path is a file"):
+        make_folder(tmp_path / path)
+
+
+# Looking and reading --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "missing", "x" * 5000, "a\0b", "~nobody-of-this-name/x", None, 3, b"name"])
+def test_what_cannot_be_there_is_not_there(name: Any) -> None:
+    assert existing(name) is None
+
+
+def test_what_is_there_is_found_also_by_the_short_name_of_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a").write_text("x")
+    assert existing("~/a") == existing(str(tmp_path / "a")) == existing(tmp_path / "a") == tmp_path / "a"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~").mkdir()
+    (tmp_path / "~" / "a").write_text("y")
+    assert existing("~/a") == Path("~/a")
+
+
+def test_what_may_not_be_seen_is_not_found(tmp_path: Path, unreadable: Callable[[Path], None]) -> None:
+    (tmp_path / "m").mkdir()
+    unreadable(tmp_path / "m")
+    assert existing(tmp_path / "m") == tmp_path / "m"
+    assert existing(tmp_path / "m" / "a") is None
+
+
+def test_a_folder_that_may_not_be_entered_is_reported_before_its_files_are_missed(
+    tmp_path: Path, unreadable: Callable[[Path], None]
+) -> None:
+    unreadable(tmp_path)
+    with pytest.raises(CheckpointError, match=r"cannot be looked into: Permission denied; .*permissions"):
+        finish_interrupted_save(tmp_path)
+
+
+def test_a_small_file_is_read_or_what_keeps_it_from_being_read_is_told(
+    tmp_path: Path, unreadable: Callable[[Path], None]
+) -> None:
+    write_files(tmp_path, {"a": "text", "secret": "x"})
+    (tmp_path / "folder").mkdir()
+    unreadable(tmp_path / "secret")
+    assert read_small_file(tmp_path / "a", ConfigError) == b"text"
+    with pytest.raises(FileNotFoundError):
+        read_small_file(tmp_path / "missing", ConfigError)
+    for name, told in (
+        ("folder", "folder is a folder, expected a file"),
+        ("secret", "secret cannot be read: Permission denied; check"),
+        ("a\0", "cannot be read: embedded null byte; check"),
+        ("x" * 5000, "cannot be read: File name too long; check"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            read_small_file(tmp_path / name, ConfigError)
+
+
+@posix
+def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises(ConfigError, match="is not a regular file"):
+        read_small_file(tmp_path / "a", ConfigError)
+
+
+# What `git clone` leaves without git-lfs, by the specification of version 1.
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548105171\n"
+
+
+def test_a_pointer_of_git_lfs_is_told_from_the_file_it_stands_for(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(POINTER)
+    with pytest.raises(ConfigError, match=r"a git-LFS pointer: run `git lfs pull`"):
+        read_small_file(tmp_path / "a", ConfigError)
+    with pytest.raises(CheckpointError, match=r"a is a git-LFS pointer"):
+        refuse_lfs_pointer(tmp_path / "a", POINTER[:64])
+    for start in (b"", b"version https://", b"\x10\0\0\0\0\0\0\0{", b"#version: 0.2"):
+        refuse_lfs_pointer(tmp_path / "a", start)
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        (None, None),
+        (1, 1),
+        (np.int64(7), 7),
+        ("5GB", 5_000_000_000),
+        ("200 MB", 200_000_000),
+        ("1.5kb", 1500),
+        ("2GiB", 2 << 30),
+        ("64KiB", 64 << 10),
+        ("1TB", 10**12),
+        ("100B", 100),
+        ("100", 100),
+    ],
+)
+def test_sizes_may_be_written_as_the_field_writes_them(given: Any, size: int | None) -> None:
+    assert size_in_bytes("most", given) == size
+
+
+@pytest.mark.parametrize("given", ["", "GB", "5 gigs", "-5GB", "five", "nan", "1e9", "0.1B", 0, -1, 1.5, True, [1]])
+def test_sizes_that_are_none_are_refused_with_an_example(given: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"most is .*expected None or .*5GB"):
+        size_in_bytes("most", given)
 
 
 # The journal is read from folders that strangers made -----------------------------------------------------------------
