@@ -95,4 +95,61 @@ class PyTorch:
         return loss.item(), {name: grad.numpy().copy() for name, grad in found.items() if grad is not None}
 
 
-FRAMEWORKS = {"pt": PyTorch}
+class TensorFlow:
+    name = "tf"
+
+    def __init__(self) -> None:
+        pytest.importorskip("tensorflow")
+        pytest.importorskip("keras")
+        import gpt2_tf  # first: it keeps TensorFlow's banner off the terminal
+
+        self.tf = pytest.importorskip("tensorflow")
+        self.classes = {
+            "none": gpt2_tf.TFGPT2Model,
+            "lm": gpt2_tf.TFGPT2LMHeadModel,
+            "double": gpt2_tf.TFGPT2DoubleHeadsModel,
+            "sequence": gpt2_tf.TFGPT2ForSequenceClassification,
+            "token": gpt2_tf.TFGPT2ForTokenClassification,
+            "qa": gpt2_tf.TFGPT2ForQuestionAnswering,
+        }
+
+    def build(self, config, head, parameters, dtype="float64"):
+        model = self.classes[head](config, seed=None, dtype=dtype)
+        assert {row.name for row in model.parameter_table()} == set(parameters)
+        for name, value in parameters.items():
+            model.get_parameter(name).assign(self.tf.cast(np.array(value), dtype))
+        return model
+
+    def rounded(self, parameters, dtype):
+        return {name: self.tf.cast(self.tf.cast(value, dtype), "float64").numpy() for name, value in parameters.items()}
+
+    def _put(self, model, value):
+        if not isinstance(value, np.ndarray):
+            return value
+        tensor = self.tf.constant(value)
+        return self.tf.cast(tensor, model.dtype) if tensor.dtype.is_floating else tensor
+
+    def run(self, model, gradients=False, **inputs):
+        return model(**{name: self._put(model, value) for name, value in inputs.items()})
+
+    def past(self, model, layers):
+        return tuple((self._put(model, np.array(key)), self._put(model, np.array(value))) for key, value in layers)
+
+    def stacked(self, past):
+        return tuple(self.tf.stack((key, value)) for key, value in past)
+
+    def numpy(self, value):
+        if isinstance(value, tuple):
+            return tuple(self.numpy(item) for item in value)
+        return self.tf.cast(value, "float64").numpy()
+
+    def gradients(self, model, **inputs):
+        names = [row.name for row in model.parameter_table()]
+        variables = [model.get_parameter(name) for name in names]
+        with self.tf.GradientTape() as tape:
+            loss = self.run(model, gradients=True, **inputs).loss
+        found = zip(names, tape.gradient(loss, variables), strict=True)
+        return float(loss), {name: self.tf.convert_to_tensor(grad).numpy() for name, grad in found if grad is not None}
+
+
+FRAMEWORKS = {"pt": PyTorch, "tf": TensorFlow}

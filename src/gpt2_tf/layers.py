@@ -1,0 +1,89 @@
+"""What the layers inside a model stand on: calling without ceremony, shapes while tracing, norm and dropout.
+
+Letters: B batch, T new positions, C model width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+Tensor = Any  # what TensorFlow computes with: an eager or symbolic tf.Tensor
+
+
+class Part(keras.layers.Layer):  # type: ignore[misc]
+    """A layer that is called from within a model alone.
+
+    The model's own call has converted the inputs and set the number format, so a part is a plain function of tensors:
+    Keras's checks, made anew for each of a model's hundred parts, would cost more than a small model itself.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The same as ``call``."""
+        return self.call(*args, **kwargs)
+
+    def parameter(self, name: str, *shape: int) -> Any:
+        """A variable of this part, without values: they come from the seed or from a checkpoint."""
+        self.built = True
+        return self.add_weight(name=name, shape=shape, initializer="zeros")
+
+
+def replace_variable(layer: Any, name: str, value: Tensor) -> None:
+    """Put a variable with these numbers, of whatever shape, in the place of ``layer``'s variable ``name``."""
+    old = getattr(layer, name)
+    trainable = old.trainable
+    delattr(layer, name)  # Keras variables cannot change their shape
+    new = layer.add_weight(name=name, shape=tuple(value.shape), initializer="zeros", trainable=trainable)
+    new.assign(value)
+    setattr(layer, name, new)
+
+
+def dims(x: Tensor) -> list[Any]:
+    """The sizes of ``x``: numbers where they are known, else scalar tensors."""
+    known = x.shape.as_list()
+    if None not in known:
+        return list(known)
+    traced = tf.shape(x)
+    return [traced[axis] if size is None else size for axis, size in enumerate(known)]
+
+
+def known(x: Tensor) -> tuple[int | None, ...]:
+    """The shape of ``x`` as far as it is known while tracing; None for the rest."""
+    return tuple(x.shape.as_list())
+
+
+def is_concrete(x: Tensor) -> bool:
+    """Whether the numbers of ``x`` can be looked at without waiting for an accelerator."""
+    return tf.is_tensor(x) and not tf.is_symbolic_tensor(x) and "CPU" in x.device
+
+
+class LayerNorm(Part):
+    """Layer normalisation over the last axis, with gain and bias; in float32 where the input is narrower."""
+
+    def __init__(self, width: int, eps: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.eps = eps
+        self.weight = self.parameter("weight", width)
+        self.bias = self.parameter("bias", width)
+
+    def call(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        wide = x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
+        mean = tf.reduce_mean(wide, axis=-1, keepdims=True)
+        centred = wide - mean
+        variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
+        scale = tf.math.rsqrt(variance + tf.cast(self.eps, wide.dtype))
+        gain, bias = tf.cast(self.weight.value, wide.dtype), tf.cast(self.bias.value, wide.dtype)
+        return tf.cast(centred * scale * gain + bias, x.dtype)
+
+
+def dropout(x: Tensor, rate: float, seed: Tensor | None) -> Tensor:
+    """Zero a share ``rate`` of ``x`` and scale up the rest; without a ``seed`` (2,) ``x`` as it is.
+
+    The same seed drops the same places, so that recomputing a block for its gradients meets the same block.
+    """
+    if seed is None or rate == 0.0:
+        return x
+    return tf.nn.experimental.stateless_dropout(x, rate, seed)
