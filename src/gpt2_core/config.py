@@ -6,6 +6,7 @@ Names and defaults are those of the released checkpoints' ``config.json``; newer
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -93,6 +94,12 @@ class GPT2Config:
     pruned_heads: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    def __new__(cls, *values: Any, **named: Any) -> GPT2Config:  # noqa: D102 - here, so that a wrong name is our error
+        for key in named:
+            if key not in FIELDS:
+                raise _unknown(key, named[key])
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
@@ -109,7 +116,7 @@ class GPT2Config:
                     "give one label per output, or leave id2label out"
                 )
             put("id2label", MappingProxyType(labels))
-        put("extra", MappingProxyType(dict(self.extra)))
+        put("extra", _own_extra(self.extra))
         for key, what in _UNSUPPORTED.items():
             if self.extra.get(key):
                 raise ConfigError(
@@ -168,13 +175,22 @@ class GPT2Config:
     # -- making, reading, writing ----------------------------------------------------------------------------
 
     def replace(self, **changes: Any) -> GPT2Config:
-        """A copy with ``changes`` applied and validated; unknown names raise ConfigError."""
-        changes = {ALIASES.get(key, key): value for key, value in changes.items()}
+        """A copy with ``changes`` applied and validated, under any of their names.
+
+        A new number of labels drops the old labels; new labels bring their number.
+
+        Raises: ConfigError, for unknown names, names that contradict each other, and impossible values.
+        """
+        changes = _by_field(changes)
         for key in changes:
             if key not in FIELDS:
-                raise ConfigError(f"GPT2Config has no field {key!r}{nearest(key, FIELDS)}")
-        if "num_labels" in changes and "id2label" not in changes and changes["num_labels"] != self.num_labels:
-            changes["id2label"] = None
+                raise _unknown(key, changes[key])
+        labels = changes.get("id2label")
+        if "id2label" in changes or changes.get("num_labels", self.num_labels) != self.num_labels:
+            changes.setdefault("id2label", None)
+            if labels is not None:
+                changes.setdefault("num_labels", len(_normal_labels(labels)))
+            changes.setdefault("extra", _with_labels(self.extra, labels))
         return dataclasses.replace(self, **changes)
 
     @classmethod
@@ -185,16 +201,9 @@ class GPT2Config:
         """
         if not isinstance(data, Mapping):
             raise ConfigError(f"a configuration must be a mapping of names to values, got {type(data).__name__}")
-        known: dict[str, Any] = {}
-        extra: dict[str, Any] = {}
-        for key, value in data.items():
-            name = ALIASES.get(key, key)
-            if name not in FIELDS or name == "extra":
-                extra[key] = value
-            elif name in known and known[name] != value:
-                raise ConfigError(f"{key}={value!r} contradicts {name}={known[name]!r}; keep one of the two")
-            else:
-                known[name] = value
+        named = _by_field(data)
+        known = {key: value for key, value in named.items() if key in FIELDS and key != "extra"}
+        extra = {key: value for key, value in named.items() if key not in known}
         if known.get("id2label") is not None and "num_labels" not in known:
             known["num_labels"] = len(_normal_labels(known["id2label"]))
         if known.get("pruned_heads") is None:
@@ -220,22 +229,32 @@ class GPT2Config:
             del out["id2label"]
         else:
             out["id2label"] = {str(key): value for key, value in self.id2label.items()}
-        out.update(self.extra)
+        out.update(copy.deepcopy(dict(self.extra)))
         return out
 
     def to_json_string(self) -> str:
-        """``to_dict`` as JSON, keys sorted, ending in a line feed."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        """``to_dict`` as JSON, keys sorted, ending in a line feed.
+
+        Raises: ConfigError, where ``extra`` holds something that JSON cannot.
+        """
+        try:
+            return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"the configuration cannot be written: {error}; expected texts, numbers, lists and dicts in extra"
+            ) from error
 
     @classmethod
     def from_json_file(cls, path: str | Path) -> GPT2Config:
         """Read one ``config.json``.
 
-        Raises: ConfigError, where the file is missing, is not JSON, or holds impossible values.
+        Raises: ConfigError, where the file is missing, may not be read, is not JSON, or holds impossible values.
         """
+        from gpt2_core.files import read_small_file
+
         path = Path(path)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(read_small_file(path, ConfigError).decode("utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"{path} does not exist; expected a config.json beside the weights") from None
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -261,16 +280,18 @@ class GPT2Config:
 
         Raises: ConfigError for an unreadable file, HubError for a name that cannot be resolved.
         """
-        path = Path(name_or_folder)
-        if path.is_file():
+        from gpt2_core.files import existing
+
+        path = existing(name_or_folder)
+        if path is not None and not path.is_dir():
             config = cls.from_json_file(path)
-        elif not path.is_dir() and revision is None and str(name_or_folder) in PRESETS:
+        elif path is None and revision is None and str(name_or_folder) in PRESETS:
             config = PRESETS[str(name_or_folder)]
         else:
             from gpt2_core.hub import resolve
 
             folder = resolve(
-                str(name_or_folder),
+                name_or_folder,
                 kind="config",
                 revision=revision,
                 cache_dir=cache_dir,
@@ -280,13 +301,17 @@ class GPT2Config:
         return config.replace(**changes) if changes else config
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write ``config.json`` into ``folder`` (made where missing), whole or not at all; returns its path."""
-        from gpt2_core.files import atomic_write
+        """Write ``config.json`` into ``folder`` (made where missing), whole or not at all; returns its path.
 
+        Raises: WriteError, where the system refuses; ConfigError, where ``extra`` holds what JSON cannot.
+        """
+        from gpt2_core.files import atomic_write, make_folder
+
+        content = self.to_json_string().encode("utf-8")
         path = Path(folder) / "config.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with atomic_write(path) as file:
-            file.write(self.to_json_string().encode("utf-8"))
+            file.write(content)
         return path
 
     def __hash__(self) -> int:
@@ -311,6 +336,59 @@ _FLAGS = (
     "output_attentions",
     "output_hidden_states",
 )
+
+
+def check_config(config: object) -> None:
+    """Raise ConfigError for anything but a GPT2Config, such as a dictionary."""
+    if not isinstance(config, GPT2Config):
+        remedy = "; make one with GPT2Config.from_dict(...)" if isinstance(config, Mapping) else ""
+        raise ConfigError(f"config is a {type(config).__name__}, expected a GPT2Config{remedy}")
+
+
+def _unknown(key: str, value: object) -> ConfigError:
+    if key in ALIASES:
+        return ConfigError(
+            f"{key!r} is another name of {ALIASES[key]}; say {ALIASES[key]}={value!r}, or use "
+            f"GPT2Config.from_dict({{{key!r}: ...}}), which takes both"
+        )
+    return ConfigError(
+        f"GPT2Config has no field {key!r}; expected the names of a GPT-2's config.json, and what else it shall keep in "
+        f"extra={{{key!r}: ...}}{nearest(key, FIELDS)}"
+    )
+
+
+def _by_field(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values under the names of the fields they stand for; other keys stay as they are."""
+    out: dict[str, Any] = {}
+    said: dict[str, str] = {}
+    for key, value in given.items():
+        name = ALIASES.get(key, key)
+        if name in said and out[name] != value:
+            both = "" if name in (key, said[name]) else f", which are both {name}"
+            raise ConfigError(f"{key}={value!r} contradicts {said[name]}={out[name]!r}{both}; keep one of the two")
+        out[name], said[name] = value, key
+    return out
+
+
+def _own_extra(given: Any) -> Mapping[str, Any]:
+    """A copy that nobody else can change, of keys that are no fields."""
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"extra is {given!r}, expected a mapping of names to values")
+    for key in given:
+        if not isinstance(key, str):
+            raise ConfigError(f"extra holds the key {key!r}, expected names")
+        if key in ALIASES or (key in FIELDS and key != "extra"):
+            what = f"another name of {ALIASES[key]}" if key in ALIASES else "a field"
+            raise ConfigError(f"extra holds {key!r}, which is {what}; say {ALIASES.get(key, key)}=... instead")
+    return MappingProxyType(copy.deepcopy(dict(given)))
+
+
+def _with_labels(extra: Mapping[str, Any], labels: Any) -> dict[str, Any]:
+    """``extra`` with the label2id, if a file had one, that goes with these labels."""
+    out = {key: value for key, value in extra.items() if key != "label2id"}
+    if labels is not None and "label2id" in extra:
+        out["label2id"] = {name: number for number, name in _normal_labels(labels).items()}
+    return out
 
 
 def _is_int(value: object) -> bool:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_core.errors import CheckpointError, HubError, nearest
-from gpt2_core.files import finish_interrupted_save
+from gpt2_core.files import existing, finish_interrupted_save
 
 EMBEDDED = "gpt2-tales"
 
@@ -76,7 +76,7 @@ def resolve(
     HF_ENDPOINT. Every file of one call is of one commit.
 
     Raises: HubError saying what is wrong and what to do: no such folder, name, revision or file, no access,
-    no network, a damaged download, a model that is no GPT-2.
+    no network, a damaged download, a model that is no GPT-2. CheckpointError for a folder that may not be looked into.
     """
     if kind not in KINDS:
         raise HubError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}{nearest(str(kind), KINDS)}")
@@ -101,31 +101,46 @@ def embedded_model() -> Path:
 
 def _local(name_or_folder: str | os.PathLike[str]) -> Path | None:
     """The folder meant, if it is one on this machine; None if it can only be a name of the hub."""
+    if not isinstance(name_or_folder, (str, os.PathLike)) or not os.fspath(name_or_folder):
+        raise HubError(
+            f"{name_or_folder!r} is not a model's name; expected one such as 'gpt2' or 'owner/name', or an existing "
+            f"folder"
+        )
     text = os.fspath(name_or_folder)
-    if not text:
-        raise HubError("'' is not a model's name; expected one such as 'gpt2' or 'owner/name', or an existing folder")
-    try:
-        path = Path(text).expanduser()
-        if path.is_dir():
-            finish_interrupted_save(path)
-            return path
-        is_file = path.is_file()
-    except (OSError, ValueError, RuntimeError) as cause:  # a NUL byte, a name too long, no home folder
-        raise HubError(f"{text[:200]!r} is neither a folder nor a model's name ({cause})") from cause
-    if is_file:
+    path = existing(name_or_folder)
+    if path is not None and path.is_dir():
+        finish_interrupted_save(path)
+        return path
+    if path is not None:
         raise HubError(
             f"{path} is a file; expected a folder or a model's name: give its folder, {path.parent}, or open the "
             f"file alone with gpt2_core.checkpoints.open_checkpoint"
         )
     if text == EMBEDDED:
         return embedded_model()
+    _check_absent(text)
     path_like = not isinstance(name_or_folder, str) or text.startswith((".", "/", "~")) or text.endswith("/")
     if path_like or "\\" in text or text.count("/") > 1:
         raise HubError(
-            f"{text!r} looks like a folder, but there is none; expected an existing folder with config.json and "
+            f"{text[:200]!r} looks like a folder, but there is none; expected an existing folder with config.json and "
             f"weights, or a model's name such as 'gpt2' or 'owner/name'; the current folder is {Path.cwd()}"
         )
     return None
+
+
+def _check_absent(text: str) -> None:
+    """Raise where `text` was not found for another reason than not being there: it may be, or can never be."""
+    try:
+        Path(text).expanduser().stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except PermissionError as cause:
+        raise CheckpointError(
+            f"{text} cannot be looked at: {cause.strerror}; check the permissions of the folders it stands in"
+        ) from cause
+    except (OSError, ValueError, RuntimeError) as cause:  # a NUL byte, a name too long, no home folder
+        reason = getattr(cause, "strerror", None) or cause
+        raise HubError(f"{text[:200]!r} is neither a folder nor a model's name ({reason})") from cause
 
 
 def _repository(name: str) -> str:
@@ -352,11 +367,11 @@ class _Repository:
 def _check_is_gpt2(folder: Path, name: str) -> None:
     """Refuse a config.json that says to be of another architecture; whatever else is wrong is for GPT2Config."""
     config = folder / "config.json"
-    if not config.is_file() or config.stat().st_size > _CONFIG_LIMIT:
-        return
     try:
+        if not config.is_file() or config.stat().st_size > _CONFIG_LIMIT:
+            return
         content = json.loads(config.read_bytes())
-    except (ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return
     model_type = content.get("model_type", "gpt2") if isinstance(content, dict) else "gpt2"
     if model_type != "gpt2":

@@ -9,7 +9,7 @@ import pickle
 import pytest
 
 from gpt2_core.config import ALIASES, FIELDS, PRESETS, GPT2Config
-from gpt2_core.errors import ConfigError
+from gpt2_core.errors import CheckpointError, ConfigError, HubError, WriteError
 
 # config.json of a released model as version 2 and 3 of the field's library wrote it, with a fine-tuned one's labels.
 VERSION_2_FILE = {
@@ -125,8 +125,76 @@ def test_replace_knows_its_fields_and_drops_labels_that_no_longer_fit():
     config = GPT2Config(num_labels=1, id2label={0: "only"})
     assert config.replace(num_labels=4).id2label is None
     assert config.replace(n_layer=2).id2label == {0: "only"}
-    with pytest.raises(ConfigError, match=r"no field 'n_layers'; did you mean 'n_layer'\?"):
+    with pytest.raises(ConfigError, match=r"no field 'n_layers'; .*did you mean 'n_layer'\?$"):
         config.replace(n_layers=3)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_and_the_place_for_other_keys():
+    with pytest.raises(
+        ConfigError, match=r"no field 'n_layers'; .*extra=\{'n_layers': \.\.\.\}; did you mean 'n_layer'\?$"
+    ):
+        GPT2Config(n_layers=3)
+    with pytest.raises(ConfigError, match=r"no field 'torchscript'; .*extra=\{'torchscript': \.\.\.\}$"):
+        GPT2Config(torchscript=True)
+    assert GPT2Config(100, 20).n_positions == 20
+
+
+@pytest.mark.parametrize(("alias", "name"), ALIASES.items())
+def test_the_constructor_says_which_name_an_alias_stands_for(alias, name):
+    with pytest.raises(ConfigError, match=f"'{alias}' is another name of {name}; say {name}=12, or use .*from_dict"):
+        GPT2Config(**{alias: 12})
+
+
+def test_two_names_of_one_field_may_not_contradict_each_other_and_both_are_named():
+    with pytest.raises(
+        ConfigError, match="max_position_embeddings=64 contradicts n_ctx=32, which are both n_positions"
+    ):
+        GPT2Config.from_dict({"n_ctx": 32, "max_position_embeddings": 64})
+    with pytest.raises(ConfigError, match="n_ctx=32 contradicts n_positions=64"):
+        GPT2Config().replace(n_positions=64, n_ctx=32)
+    assert GPT2Config().replace(n_positions=64, n_ctx=64).n_positions == 64
+
+
+def test_labels_go_with_their_number_also_those_that_are_only_kept():
+    file = {"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1}}
+    config = GPT2Config.from_dict(file)
+    fewer = config.replace(num_labels=5)
+    assert "label2id" not in fewer.to_dict() and "id2label" not in fewer.to_dict()
+    other = config.replace(id2label={0: "a", 1: "b", 2: "c"})
+    assert other.num_labels == 3
+    assert other.to_dict()["label2id"] == {"a": 0, "b": 1, "c": 2}
+    assert {key: config.replace(n_layer=2).to_dict()[key] for key in file} == file
+    assert GPT2Config.from_dict(other.to_dict()) == other
+    with pytest.raises(ConfigError, match="id2label names 1 labels but num_labels is 2"):
+        config.replace(id2label={0: "a"}, num_labels=2)
+
+
+def test_nothing_that_is_given_out_or_taken_in_is_shared():
+    given = {"nested": {"list": [1]}}
+    config = GPT2Config(extra=given)
+    given["nested"]["list"].append(2)
+    config.to_dict()["nested"]["list"].append(3)
+    assert config.to_dict()["nested"] == {"list": [1]}
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ({"n_layer": 3}, "extra holds 'n_layer', which is a field"),
+        ({"hidden_size": 3}, "extra holds 'hidden_size', which is another name of n_embd"),
+        ([1], r"extra is \[1\], expected a mapping"),
+        ({1: 2}, "extra holds the key 1, expected names"),
+    ],
+)
+def test_what_else_a_file_holds_is_names_that_are_no_fields(extra, told):
+    with pytest.raises(ConfigError, match=told):
+        GPT2Config(extra=extra)
+
+
+def test_what_json_cannot_hold_is_named_when_it_is_written(tmp_path):
+    config = GPT2Config(extra={"when": {1, 2}})
+    with pytest.raises(ConfigError, match="set is not JSON serializable"):
+        config.save_pretrained(tmp_path)
 
 
 def test_end_of_text_tokens_are_always_a_tuple_when_asked_for_as_one():
@@ -215,3 +283,40 @@ def test_a_file_that_is_missing_or_no_json_is_reported_by_name(tmp_path):
     path.write_text('{"n_layer": 0}')
     with pytest.raises(ConfigError, match=r"config\.json: n_layer is 0"):
         GPT2Config.from_json_file(path)
+
+
+def test_a_file_that_may_not_be_read_a_folder_and_a_pointer_are_told_apart(tmp_path, unreadable):
+    path = tmp_path / "config.json"
+    path.write_text("{}")
+    unreadable(path)
+    for read in (GPT2Config.from_json_file, GPT2Config.from_pretrained):
+        with pytest.raises(ConfigError, match=r"config\.json cannot be read: Permission denied"):
+            read(path)
+    (tmp_path / "m" / "config.json").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"config\.json is a folder"):
+        GPT2Config.from_pretrained(tmp_path / "m")
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "config.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n")
+    with pytest.raises(ConfigError, match="git lfs pull"):
+        GPT2Config.from_pretrained(tmp_path / "p")
+
+
+def test_a_folder_that_may_not_be_entered_is_no_missing_one(tmp_path, unreadable):
+    GPT2Config().save_pretrained(tmp_path / "m")
+    unreadable(tmp_path / "m")
+    with pytest.raises(CheckpointError, match=r"m cannot be looked into: Permission denied"):
+        GPT2Config.from_pretrained(tmp_path / "m")
+
+
+@pytest.mark.parametrize("name", ["", "x" * 5000, "a\0b", None, 7])
+def test_what_is_no_name_is_refused(name):
+    with pytest.raises(HubError, match=r"is (not|neither) a"):
+        GPT2Config.from_pretrained(name)
+
+
+def test_a_file_in_the_place_of_the_folder_is_a_write_error(tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    for folder in ("taken", "taken/x"):
+        with pytest.raises(WriteError, match=r"cannot write .*taken.*is a file"):
+            GPT2Config().save_pretrained(tmp_path / folder)
+    assert (tmp_path / "taken").read_text() == "mine"

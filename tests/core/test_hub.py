@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from hub_server import COMMIT, Hub, serve
 
 from gpt2_core import hub
 from gpt2_core.checkpoints import open_checkpoint, save_checkpoint
-from gpt2_core.errors import Gpt2Error, HubError
+from gpt2_core.errors import CheckpointError, Gpt2Error, HubError
 from gpt2_core.hub import EMBEDDED, REPOSITORIES, resolve
 
 # With its constants, which hold what the environment said when they were imported: tests change it.
@@ -320,6 +320,30 @@ def test_names_that_no_file_system_takes_are_refused() -> None:
     for name in ("a\0b", "x" * 100_000, "~nobody-of-this-name/x"):
         with pytest.raises(HubError):
             resolve(name, endpoint="http://127.0.0.1:9")
+
+
+def test_what_may_not_be_looked_at_is_not_taken_for_missing(tmp_path: Path, unreadable: Callable[[Path], None]) -> None:
+    (tmp_path / "m" / "inner").mkdir(parents=True)
+    unreadable(tmp_path / "m")
+    with pytest.raises(CheckpointError, match=r"m cannot be looked into: Permission denied"):
+        resolve(tmp_path / "m")
+    for name in ("inner", "missing"):
+        with pytest.raises(CheckpointError, match=rf"{name} cannot be looked at: Permission denied"):
+            resolve(tmp_path / "m" / name)
+
+
+def test_a_config_that_may_not_be_read_is_for_the_config_to_report(
+    tmp_path: Path, unreadable: Callable[[Path], None]
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    unreadable(tmp_path / "config.json")
+    assert resolve(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize("name", [None, 7, b"gpt2", ["gpt2"]])
+def test_what_is_no_text_is_no_name(name: Any) -> None:
+    with pytest.raises(HubError, match=r"is not a model's name; expected one such as 'gpt2'"):
+        resolve(name)
 
 
 def test_an_unknown_kind_is_named() -> None:
