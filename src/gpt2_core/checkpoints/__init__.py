@@ -9,20 +9,32 @@ A format is a module of this package with
     read(path, *, writable=False) -> Checkpoint
     write(path, tensors, *, metadata=None, max_shard_bytes=None) -> tuple of the files written
 
-so adding a format is adding a file. `open_checkpoint` opens whatever is there; `save_checkpoint` writes one.
+so adding a format is adding a file. Tensors are named and laid out as the hub does, whatever the file does: a format
+that differs renames on the way in and out. What a format may have besides, with what is assumed if it has not:
+
+    HOLDS                              what its files can hold (`holds.Holds`); else all that the hub's can
+    NAMES                              its table of names and layouts (`renaming.Names`); else names are the hub's
+    stored_dtype(name, shape, dtype)   the number format of a parameter where `dtype` was asked for; else `dtype`
+    rounded(name, tensor, dtype)       the tensor as it will be read back, for the dtypes in HOLDS.quantized
+
+and `write` takes ``about=`` (`holds.About`) if HOLDS says that the config or the tokenizer goes inside. What `read`
+learns beyond tensors it gives as attributes of the Checkpoint. docs/adding-a-format.md is the specification.
+
+`open_checkpoint` opens whatever is there; `save_checkpoint` writes one.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from numpy.typing import NDArray
 
+from gpt2_core.checkpoints.holds import About, Holds, holds_of
 from gpt2_core.checkpoints.sharding import describe_folder
 from gpt2_core.checkpoints.tensors import (
     STORAGE,
@@ -36,11 +48,14 @@ from gpt2_core.files import atomic_folder, finish_interrupted_save
 
 __all__ = [
     "STORAGE",
+    "About",
     "Checkpoint",
     "Format",
+    "Holds",
     "Tensor",
     "detect",
     "formats",
+    "holds_of",
     "is_weight_file",
     "open_checkpoint",
     "round_to_bfloat16",
@@ -130,16 +145,42 @@ def save_checkpoint(
     format: str = "safetensors",
     metadata: Mapping[str, str] | None = None,
     max_shard_bytes: int | None = None,
+    about: About | None = None,
 ) -> tuple[Path, ...]:
     """Write `tensors` into a folder as its only checkpoint: those of any other format there are removed at the end.
 
+    `about` is needed by formats that keep the config inside, and ignored by the others.
     Raises: CheckpointError, WriteError; either way the folder is as it was.
     """
     folder, chosen = Path(folder), named_format(format)
     with atomic_folder(folder, replaces=is_weight_file) as stage:
-        written = chosen.write(stage, tensors, metadata=metadata, max_shard_bytes=max_shard_bytes)
+        written = write_with(chosen, stage, tensors, metadata=metadata, max_shard_bytes=max_shard_bytes, about=about)
         names = [file.relative_to(stage) for file in written]
     return tuple(folder / name for name in names)
+
+
+def write_with(
+    chosen: Format,
+    path: Path,
+    tensors: Mapping[str, Tensor | NDArray[Any]],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    max_shard_bytes: int | None = None,
+    about: About | None = None,
+) -> tuple[Path, ...]:
+    """`chosen.write`, with what it wants to know about the model if it wants to.
+
+    Raises: CheckpointError if it does and nothing is known, and what `write` raises.
+    """
+    if not holds_of(chosen).wants_about:
+        return chosen.write(path, tensors, metadata=metadata, max_shard_bytes=max_shard_bytes)
+    if about is None:
+        raise CheckpointError(
+            f"{chosen.NAME} keeps the configuration inside, and none was given; give about=About(config, head), or use "
+            f"`gpt2 convert`, which finds it"
+        )
+    informed = cast(Callable[..., tuple[Path, ...]], chosen.write)
+    return informed(path, tensors, metadata=metadata, max_shard_bytes=max_shard_bytes, about=about)
 
 
 def named_format(name: str) -> Format:

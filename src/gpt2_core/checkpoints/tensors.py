@@ -17,12 +17,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt2_core.errors import CheckpointError, CheckpointFormatError, nearest
+
+if TYPE_CHECKING:
+    from gpt2_core.tokenizer_files import TokenizerParts
 
 #: Our names of dtypes, and the numpy dtype of their bits, little-endian as every format here stores them.
 STORAGE: Mapping[str, np.dtype[Any]] = {
@@ -52,11 +55,12 @@ Shape = tuple[int, ...]
 class Tensor:
     """One tensor: its dtype, its shape, and a way to fetch its numbers.
 
-    `load` returns the bits as an array of `STORAGE[dtype]` with this shape. `release` is called when a writer is done
-    with the numbers and may give memory back.
+    `load` returns the bits as an array of `STORAGE[dtype]` with this shape; a view with any strides will do. `release`
+    is called when a writer is done with the numbers and may give memory back. `pieces`, for tensors that are better
+    not made in one piece, gives the same bits as arrays that follow each other.
     """
 
-    __slots__ = ("_load", "_release", "dtype", "shape")
+    __slots__ = ("_load", "_pieces", "_release", "dtype", "shape")
 
     def __init__(
         self,
@@ -64,6 +68,7 @@ class Tensor:
         shape: Sequence[int],
         load: Callable[[], NDArray[Any]],
         release: Callable[[], None] | None = None,
+        pieces: Callable[[], Iterator[NDArray[Any]]] | None = None,
     ) -> None:
         if dtype not in STORAGE:
             raise CheckpointError(
@@ -73,6 +78,7 @@ class Tensor:
         self.shape: Shape = tuple(int(size) for size in shape)
         self._load = load
         self._release = release
+        self._pieces = pieces
 
     @classmethod
     def of(cls, array: NDArray[Any], dtype: str | None = None) -> Tensor:
@@ -102,7 +108,11 @@ class Tensor:
 
     def raw(self) -> NDArray[Any]:
         """The bits, C-contiguous, little-endian: a view of the file where that is possible; uint16 for bfloat16."""
-        bits = np.ascontiguousarray(self._load()).reshape(self.shape)
+        return np.ascontiguousarray(self.view()).reshape(self.shape)
+
+    def view(self) -> NDArray[Any]:
+        """The bits with whatever strides they have: the cheapest way to look at them, piece by piece."""
+        bits = self._load()
         if bits.dtype != STORAGE[self.dtype]:
             raise CheckpointError(
                 f"a tensor of dtype {self.dtype} fetched {bits.dtype}, expected {STORAGE[self.dtype]}"
@@ -114,10 +124,11 @@ class Tensor:
         return widen_bfloat16(self.raw()) if self.dtype == "bfloat16" else self.raw()
 
     def chunks(self) -> Iterator[memoryview]:
-        """The bytes in order, in pieces, for writers."""
-        flat = self.raw().reshape(-1).view(np.uint8)
-        for start in range(0, flat.size, _CHUNK):
-            yield flat[start : start + _CHUNK].data
+        """The bytes in order, in pieces, for writers. What is stored otherwise is put in order a piece at a time."""
+        for piece in self._pieces() if self._pieces is not None else contiguous_pieces(self.view()):
+            flat = np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
+            for start in range(0, flat.size, _CHUNK):
+                yield flat[start : start + _CHUNK].data
 
     def release(self) -> None:
         """Say that the numbers are not needed for now; fetching them again is allowed."""
@@ -132,7 +143,12 @@ class Checkpoint(Mapping[str, Tensor]):
     """Tensors by name, in the order of the file, fetched when asked for. A context manager; `close` lets go of files.
 
     Arrays stay valid after `close`: each holds on to its part of the file.
-    Attributes: `format` (the module's name), `path` (what was opened), `files` (all files read), `metadata`.
+
+    Attributes: `format` (the module's name), `path` (what was opened), `files` (all files read), `metadata`, and what
+    the files say beyond tensors: `config` (keys of a config.json, None where the format keeps none of its own),
+    `head` (a value of `parameters.Head`, where the file says it), `tokenizer` (called to read the one that the files
+    hold; None where they hold none), `names_in_file` (the name here -> the name or names there, where they differ),
+    `ignored` (names there that nothing is made from -> why), `notes` (sentences that a person should read).
     """
 
     def __init__(
@@ -144,12 +160,24 @@ class Checkpoint(Mapping[str, Tensor]):
         files: Sequence[Path] = (),
         metadata: Mapping[str, str] | None = None,
         close: Callable[[], None] = lambda: None,
+        config: Mapping[str, Any] | None = None,
+        head: str | None = None,
+        tokenizer: Callable[[], TokenizerParts] | None = None,
+        names_in_file: Mapping[str, str] | None = None,
+        ignored: Mapping[str, str] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self._tensors = dict(tensors)
         self.format = format
         self.path = path
         self.files = tuple(files) or (path,)
         self.metadata = dict(metadata or {})
+        self.config = None if config is None else dict(config)
+        self.head = head
+        self.tokenizer = tokenizer
+        self.names_in_file = dict(names_in_file or {})
+        self.ignored = dict(ignored or {})
+        self.notes = tuple(notes)
         self._close = close
 
     def __getitem__(self, name: str) -> Tensor:
@@ -272,6 +300,18 @@ class MappedFile:
     def _check_open(self) -> None:
         if self._closed:
             raise CheckpointError(f"{self.path} has been closed; fetch tensors before leaving the `with` block")
+
+
+def contiguous_pieces(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """The numbers of an array in order, a few megabytes at a time, each piece C-contiguous; copies only if it must."""
+    while array.ndim > 1 and array.shape[0] == 1:
+        array = array[0]
+    if array.flags.c_contiguous or array.ndim == 0 or array.size == 0:
+        yield np.ascontiguousarray(array)
+        return
+    rows = max(1, _CHUNK // max(1, array[0].nbytes))
+    for start in range(0, array.shape[0], rows):
+        yield np.ascontiguousarray(array[start : start + rows])
 
 
 def file_tensor(file: MappedFile, dtype: str, shape: Shape, offset: int) -> Tensor:
