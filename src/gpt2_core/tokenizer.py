@@ -15,10 +15,10 @@ import codecs
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,26 @@ _BETWEEN_TEXTS = -1
 _NO_LIMIT = 10**30  # how the field writes "no limit" into tokenizer_config.json
 
 
+T = TypeVar("T")
+
+
+class _Setting(Generic[T]):
+    """An attribute whose values are checked whenever it is set."""
+
+    def __init__(self, check: Callable[[str, Any], T]) -> None:
+        self._check = check
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type | None = None) -> T:
+        value: T = instance.__dict__[self._name]
+        return value
+
+    def __set__(self, instance: object, value: T) -> None:
+        instance.__dict__[self._name] = self._check(self._name, value)
+
+
 class GPT2Tokenizer:
     """GPT-2's byte-level BPE: every string has ids, and they decode to that string.
 
@@ -62,6 +82,11 @@ class GPT2Tokenizer:
 
     Raises: TokenizerError for a setting or a file that cannot be used.
     """
+
+    errors: _Setting[str] = _Setting(lambda name, value: str(_one_of(name, value, None)))
+    padding_side: _Setting[str] = _Setting(lambda name, value: str(_one_of(name, value, _SIDES)))
+    truncation_side: _Setting[str] = _Setting(lambda name, value: str(_one_of(name, value, _SIDES)))
+    model_max_length: _Setting[int] = _Setting(lambda name, value: _length(name, value))
 
     def __init__(
         self,
@@ -117,23 +142,24 @@ class GPT2Tokenizer:
 
         Raises: TokenizerError for files that cannot be used, HubError for a name that cannot be found.
         """
-        folder = Path(name_or_folder)
-        if not folder.is_dir() and str(name_or_folder) in EMBEDDED_NAMES:
+        name = str(name_or_folder)
+        if name in EMBEDDED_NAMES and not Path(name).is_dir():
             parts = _embedded_parts()
-            parts.settings["model_max_length"] = EMBEDDED_NAMES[str(name_or_folder)]
+            parts.settings["model_max_length"] = EMBEDDED_NAMES[name]
         else:
-            if not folder.is_dir():
+            from gpt2_core.files import existing, finish_interrupted_save  # here, because it takes time to import
+
+            folder = existing(name_or_folder)
+            if folder is None or not folder.is_dir():
                 from gpt2_core.hub import resolve
 
                 folder = resolve(
-                    str(name_or_folder),
+                    name_or_folder,
                     kind="tokenizer",
                     revision=revision,
                     cache_dir=cache_dir,
                     local_files_only=local_files_only,
                 )
-            from gpt2_core.files import finish_interrupted_save
-
             finish_interrupted_save(folder)  # a save that was killed may still have to put its files in place
             parts = read_folder(folder)
         tokenizer = cls.__new__(cls)
@@ -150,11 +176,11 @@ class GPT2Tokenizer:
                 self._token_bytes.append(token.content.encode())
         self._decoders: dict[tuple[int, tuple[int, ...]], IdDecoder] = {}
         self._recognise()
-        self.errors = _one_of("errors", settings["errors"], None)
-        self.padding_side = _one_of("padding_side", settings["padding_side"], _SIDES)
-        self.truncation_side = _one_of("truncation_side", settings["truncation_side"], _SIDES)
+        self.errors = settings["errors"]
+        self.padding_side = settings["padding_side"]
+        self.truncation_side = settings["truncation_side"]
         self.add_prefix_space = bool(settings["add_prefix_space"])
-        self.model_max_length = _length("model_max_length", settings["model_max_length"])
+        self.model_max_length = settings["model_max_length"]
         self._roles: dict[str, str | None] = dict.fromkeys(ROLES)
         for role in ROLES:
             self._set_role(role, settings[role])
@@ -218,20 +244,36 @@ class GPT2Tokenizer:
         """The id of `bos_token`."""
         return self._role_id("bos_token")
 
+    @bos_token_id.setter
+    def bos_token_id(self, index: int | None) -> None:
+        self._set_role_id("bos_token", index)
+
     @property
     def eos_token_id(self) -> int | None:
         """The id of `eos_token`."""
         return self._role_id("eos_token")
+
+    @eos_token_id.setter
+    def eos_token_id(self, index: int | None) -> None:
+        self._set_role_id("eos_token", index)
 
     @property
     def unk_token_id(self) -> int | None:
         """The id of `unk_token`."""
         return self._role_id("unk_token")
 
+    @unk_token_id.setter
+    def unk_token_id(self, index: int | None) -> None:
+        self._set_role_id("unk_token", index)
+
     @property
     def pad_token_id(self) -> int | None:
         """The id of `pad_token`."""
         return self._role_id("pad_token")
+
+    @pad_token_id.setter
+    def pad_token_id(self, index: int | None) -> None:
+        self._set_role_id("pad_token", index)
 
     @property
     def all_special_tokens(self) -> list[str]:
@@ -256,6 +298,15 @@ class GPT2Tokenizer:
                 f'first: tokenizer.add_special_tokens({{"{role}": {token!r}}})'
             )
         self._roles[role] = token
+
+    def _set_role_id(self, role: str, index: int | None) -> None:
+        known = isinstance(index, (int, np.integer)) and not isinstance(index, bool) and 0 <= index < len(self)
+        if index is not None and not known:
+            raise TokenizerError(
+                f"{role}_id is {index!r}; expected None or an id from 0 to {len(self) - 1}; for a new token use "
+                f'tokenizer.add_special_tokens({{"{role}": ...}})'
+            )
+        self._set_role(role, None if index is None else self.convert_ids_to_tokens(index))
 
     def _find(self, token: str) -> int | None:
         added = self._added.get(token)

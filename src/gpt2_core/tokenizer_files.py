@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_core.errors import TokenizerError
-from gpt2_core.vocabulary import ENDOFTEXT, Vocabulary, build_vocabulary
+from gpt2_core.vocabulary import ENDOFTEXT, Vocabulary, build_vocabulary, check_integers
 
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _PAIRS_OF_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -48,7 +48,7 @@ def read_folder(folder: Path) -> TokenizerParts:
     found = _read_added(folder, config)
     tokenizer_json = folder / "tokenizer.json"
     settings: dict[str, Any] = {}
-    if tokenizer_json.is_file():
+    if _is_there(tokenizer_json):
         source = str(tokenizer_json)
         content = _read_object(tokenizer_json) or {}
         ids, merges, prefix_space = _check_tokenizer_json(content, source)
@@ -159,6 +159,7 @@ def _assemble(
     source: str,
 ) -> TokenizerParts:
     """Join tokens of all files: those that the vocabulary lacks follow after it, or fill its holes."""
+    check_integers(ids, source)
     for content, token in found.items():
         if ids.get(content, token.id) != token.id:
             raise TokenizerError(
@@ -197,7 +198,7 @@ def _check_beyond(beyond: Mapping[str, int], size: int, source: str) -> None:
 def _find_files(folder: Path) -> tuple[Path, Path]:
     for vocab_name, merges_name in _PAIRS_OF_FILES:
         pair = folder / vocab_name, folder / merges_name
-        here = [path.is_file() for path in pair]
+        here = [_is_there(path) for path in pair]
         if all(here):
             return pair
         if any(here):
@@ -211,21 +212,35 @@ def _find_files(folder: Path) -> tuple[Path, Path]:
     )
 
 
-def _read_text(path: Path) -> str:
+def _is_there(path: Path) -> bool:
     try:
-        return path.read_bytes().decode("utf-8")
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as cause:
+        raise TokenizerError(
+            f"{path.parent} cannot be looked into: {cause.strerror}; check its permissions, or copy it elsewhere"
+        ) from cause
+    return True
+
+
+def _read_text(path: Path) -> str:
+    from gpt2_core.files import read_small_file  # here, because it takes time to import
+
+    try:
+        return read_small_file(path, TokenizerError).decode("utf-8")
     except UnicodeDecodeError as cause:
         raise TokenizerError(
             f"{path} is not UTF-8 (byte 0x{cause.object[cause.start]:02x} at {cause.start}); expected UTF-8 text; "
             f"take the file from the model's source again"
         ) from cause
-    except OSError as cause:
-        raise TokenizerError(f"{path} cannot be read: {cause.strerror}; check the path and permissions") from cause
+    except FileNotFoundError as cause:
+        raise TokenizerError(f"{path} cannot be read: {cause.strerror}; check the path") from cause
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, None if there is no such file; a key that stands twice is an error."""
-    if not path.is_file():
+    if not _is_there(path):
         return None
 
     def no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -146,13 +146,19 @@ def build_vocabulary(ids: Mapping[str, int], merges: Iterable[Sequence[str]], *,
     return known if is_gpt2 else Vocabulary(token_bytes, is_piece, byte_ids, pairs, merged)
 
 
-def _by_id(ids: Mapping[str, int], source: str) -> list[str]:
-    if len(ids) > VOCABULARY_LIMIT:
-        raise TokenizerError(f"{source} has {len(ids)} tokens; at most {VOCABULARY_LIMIT} are supported")
-    tokens: list[str | None] = [None] * len(ids)
+def check_integers(ids: Mapping[str, object], source: str) -> None:
+    """Raise TokenizerError for an id that is no integer; `source` names the file."""
     for token, index in ids.items():
         if not isinstance(index, int) or isinstance(index, bool):
             raise TokenizerError(f"{source} gives {token!r} the id {index!r}; expected an integer; repair the file")
+
+
+def _by_id(ids: Mapping[str, int], source: str) -> list[str]:
+    if len(ids) > VOCABULARY_LIMIT:
+        raise TokenizerError(f"{source} has {len(ids)} tokens; at most {VOCABULARY_LIMIT} are supported")
+    check_integers(ids, source)
+    tokens: list[str | None] = [None] * len(ids)
+    for token, index in ids.items():
         if not 0 <= index < len(ids):
             raise TokenizerError(
                 f"{source} gives {token!r} the id {index} but has {len(ids)} tokens; expected the ids 0 to "

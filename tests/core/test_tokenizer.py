@@ -457,3 +457,46 @@ def test_the_tokenizer_needs_no_framework_and_no_regex() -> None:
         "assert not {'torch', 'tensorflow', 'regex', 'transformers', 'huggingface_hub'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+# Settings that are changed later --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["bos", "eos", "unk", "pad"])
+def test_a_role_can_be_given_by_id_as_by_token(role: str) -> None:
+    tokenizer = GPT2Tokenizer()
+    setattr(tokenizer, f"{role}_token_id", 262)
+    assert getattr(tokenizer, f"{role}_token") == "Ġthe"
+    setattr(tokenizer, f"{role}_token_id", np.int64(END))
+    assert getattr(tokenizer, f"{role}_token") == "<|endoftext|>"
+    setattr(tokenizer, f"{role}_token_id", None)
+    assert getattr(tokenizer, f"{role}_token") is None
+    for wrong in (50257, -1, "262", True, 1.0):
+        with pytest.raises(TokenizerError, match=rf"{role}_token_id is .*expected None or an id from 0 to 50256"):
+            setattr(tokenizer, f"{role}_token_id", wrong)
+
+
+def test_an_id_pads_as_its_token_does_also_one_that_was_added() -> None:
+    tokenizer = GPT2Tokenizer()
+    tokenizer.add_tokens("<pad>")
+    tokenizer.pad_token_id = 50257
+    assert tokenizer(["a", "a b"], padding=True)["input_ids"] == [[64, 50257], [64, 275]]
+    assert 50257 in tokenizer.all_special_ids
+
+
+@pytest.mark.parametrize("name", ["padding_side", "truncation_side", "errors", "model_max_length"])
+def test_a_setting_that_cannot_be_is_refused_when_it_is_set(name: str) -> None:
+    tokenizer = GPT2Tokenizer()
+    before = getattr(tokenizer, name)
+    with pytest.raises(TokenizerError, match=rf"{name} is 'lft'"):
+        setattr(tokenizer, name, "lft")
+    assert getattr(tokenizer, name) == before
+    good = {"errors": "ignore", "model_max_length": 7}.get(name, "left")
+    setattr(tokenizer, name, good)
+    assert getattr(tokenizer, name) == good
+
+
+def test_the_side_that_is_cut_can_be_changed() -> None:
+    tokenizer = GPT2Tokenizer()
+    tokenizer.truncation_side = "left"
+    assert tokenizer.encode("one two three", truncation=True, max_length=1) == tokenizer.encode(" three")

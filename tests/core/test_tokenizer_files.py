@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gpt2_core import tokenizer_files
-from gpt2_core.errors import TokenizerError
+from gpt2_core.errors import Gpt2Error, HubError, TokenizerError
 from gpt2_core.tokenizer import GPT2Tokenizer
 from gpt2_core.vocabulary import BYTE_TO_CHAR, gpt2_vocabulary
 
@@ -290,3 +291,48 @@ def test_the_files_of_gpt2_are_the_released_ones(tmp_path: Path) -> None:
     assert (tmp_path / "vocab.json").read_bytes() == gpt2_vocabulary().to_vocab_json()
     assert (tmp_path / "merges.txt").read_bytes() == gpt2_vocabulary().to_merges_txt()
     assert tokenizer_files.read_merges_txt(tmp_path / "merges.txt")[0] == ("Ġ", "t")
+
+
+# Ids that sort among others by accident, and those that cannot be compared.
+@pytest.mark.parametrize("wrong", ["7", None, 1.5, True, [1], {}])
+@pytest.mark.parametrize("added", [{}, {"<pad>": 259}])
+def test_an_id_that_is_no_integer_is_named_in_every_file(tmp_path: Path, wrong: Any, added: dict[str, int]) -> None:
+    write_pair(tmp_path, {**small_ids(), "ab": wrong})
+    write_json(tmp_path, "added_tokens.json", added)
+    refused(tmp_path, "vocab.json", "gives 'ab' the id", "expected an integer")
+    write_json(tmp_path, "tokenizer.json", tokenizer_json(model__vocab={**small_ids(), "ab": wrong}))
+    refused(tmp_path, "tokenizer.json gives 'ab' the id", "expected an integer")
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1042301\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "added_tokens.json"]
+)
+def test_files_that_cannot_be_read_are_told_from_missing_ones(
+    tmp_path: Path, name: str, unreadable: Callable[[Path], None]
+) -> None:
+    write_pair(tmp_path)
+    (tmp_path / name).write_text(POINTER)
+    refused(tmp_path, f"{name} is a git-LFS pointer", "git lfs pull")
+    unreadable(tmp_path / name)
+    refused(tmp_path, f"{name} cannot be read: Permission denied")
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    refused(tmp_path, f"{name} is a folder, expected a file")
+
+
+def test_a_folder_that_may_not_be_entered_is_no_empty_one(tmp_path: Path, unreadable: Callable[[Path], None]) -> None:
+    write_pair(tmp_path)
+    unreadable(tmp_path)
+    with pytest.raises(Gpt2Error, match="cannot be looked into: Permission denied"):
+        GPT2Tokenizer.from_pretrained(tmp_path)
+    with pytest.raises(TokenizerError, match="cannot be looked into: Permission denied"):
+        tokenizer_files.read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 5000, "a\0b", None, 7])
+def test_what_is_no_name_of_a_tokenizer_is_refused(name: Any) -> None:
+    with pytest.raises(HubError, match=r"is (not|neither) a"):
+        GPT2Tokenizer.from_pretrained(name)
