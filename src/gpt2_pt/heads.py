@@ -22,11 +22,12 @@ from gpt2_core.inputs import (
     check_not_empty,
     check_one_input,
     check_rank,
+    check_whole_numbers,
     out_of_range,
 )
 from gpt2_core.parameters import Head
 from gpt2_pt.generation import GenerationMixin
-from gpt2_pt.model import GPT2Model
+from gpt2_pt.model import GPT2Model, check_tensors
 from gpt2_pt.outputs import ClassifierOutput, DoubleHeadsOutput, LMOutput, QuestionAnsweringOutput
 from gpt2_pt.weights import PreTrainedModel, linear
 
@@ -40,8 +41,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, name: str = "labels") -> Tenso
     """
     keep, other = IGNORED_LABELS
     size = logits.size(-1)
-    if labels.is_floating_point():
-        raise InputError(f"{name} has dtype {labels.dtype}, expected whole numbers")
+    check_whole_numbers(name, str(labels.dtype).removeprefix("torch."))
     labels = labels.to(torch.int64)
     labels = torch.where(labels == other, keep, labels)
     if not torch.compiler.is_compiling() and labels.device.type == "cpu":
@@ -121,6 +121,7 @@ class GPT2LMHeadModel(GenerationMixin, PreTrainedModel):
 
         Raises: InputError, for shapes, ids or lengths that this model cannot take.
         """
+        check_tensors(labels=labels)
         out = self.transformer(
             input_ids,
             past,
@@ -212,6 +213,10 @@ class GPT2DoubleHeadsModel(GenerationMixin, PreTrainedModel):
             raise InputError("got both labels and lm_labels, which are two names of one argument; give one of them")
         labels = labels if labels is not None else lm_labels
         check_one_input(input_ids, inputs_embeds)
+        check_tensors(
+            input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels,
+            token_type_ids=token_type_ids, position_ids=position_ids, mc_token_ids=mc_token_ids, mc_labels=mc_labels,
+        )  # fmt: skip
         given = input_ids if input_ids is not None else inputs_embeds
         assert given is not None
         if input_ids is not None:
@@ -293,6 +298,7 @@ class GPT2ForSequenceClassification(PreTrainedModel):
 
         Raises: InputError, for shapes, ids, labels or lengths that this model cannot take.
         """
+        check_tensors(labels=labels)
         out = self.transformer(
             input_ids,
             past,
@@ -367,6 +373,7 @@ class GPT2ForTokenClassification(PreTrainedModel):
 
         Raises: InputError, for shapes, ids, labels or lengths that this model cannot take.
         """
+        check_tensors(labels=labels)
         out = self.transformer(
             input_ids,
             past,
@@ -420,6 +427,7 @@ class GPT2ForQuestionAnswering(PreTrainedModel):
 
         Raises: InputError, for shapes, ids or lengths that this model cannot take.
         """
+        check_tensors(start_positions=start_positions, end_positions=end_positions)
         out = self.transformer(
             input_ids,
             past,

@@ -24,6 +24,8 @@ from gpt2_core.inputs import (
     check_one_input,
     check_one_past,
     check_rank,
+    check_tensor,
+    check_whole_numbers,
     out_of_range,
 )
 from gpt2_core.parameters import Head
@@ -32,6 +34,17 @@ from gpt2_pt.block import Block
 from gpt2_pt.cache import Recorder, read_past
 from gpt2_pt.outputs import BaseOutput
 from gpt2_pt.weights import PreTrainedModel
+
+
+def check_tensors(**inputs: Any) -> None:
+    """What is given must be tensors.
+
+    Raises: InputError.
+    """
+    for name, value in inputs.items():
+        if value is not None and not isinstance(value, Tensor):
+            remedy = "a torch.Tensor: torch.tensor(...), or tokenizer(..., return_tensors='pt')"
+            check_tensor(name, value, False, remedy)
 
 
 class Embedding(nn.Embedding):
@@ -51,10 +64,7 @@ class Embedding(nn.Embedding):
         """
         if torch.compiler.is_compiling() or ids.is_meta:
             return super().forward(ids)
-        if ids.dtype not in (torch.int64, torch.int32):
-            raise InputError(
-                f"{label or self.label} has dtype {ids.dtype}, expected torch.int64 or torch.int32: whole numbers"
-            )
+        check_whole_numbers(label or self.label, str(ids.dtype).removeprefix("torch."), index=True)
         if ids.device.type == "cpu":
             try:
                 return super().forward(ids)
@@ -157,6 +167,10 @@ class GPT2Model(PreTrainedModel):
         config = self.config
         past = check_one_past(past, past_key_values)
         check_one_input(input_ids, inputs_embeds)
+        check_tensors(
+            input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask, head_mask=head_mask,
+            token_type_ids=token_type_ids, position_ids=position_ids,
+        )  # fmt: skip
         if input_ids is not None:
             check_rank("input_ids", tuple(input_ids.shape), "(batch, position)", 2)
             shape = tuple(input_ids.shape)

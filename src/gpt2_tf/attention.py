@@ -70,7 +70,7 @@ def attend(
     if upcast and q.dtype != tf.float64:
         q, k = tf.cast(q, tf.float32), tf.cast(k, tf.float32)
     # Scaling the queries costs T * D products instead of T * S, and keeps half-precision scores in range.
-    scores = tf.matmul(q * tf.cast(scale, q.dtype), k, transpose_b=True)
+    scores = tf.matmul(q * scale, k, transpose_b=True)
     if mask is not None:
         scores = tf.where(mask, scores, tf.cast(-np.inf, scores.dtype))
     probs = tf.cast(tf.nn.softmax(scores, axis=-1), v.dtype)

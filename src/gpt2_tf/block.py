@@ -32,7 +32,8 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 def _gelu(x: Tensor) -> Tensor:
-    return tf.nn.gelu(x, approximate=False)
+    # tf.nn.gelu rounds its constants to float32, also for float64.
+    return 0.5 * x * (1.0 + tf.math.erf(x * math.sqrt(0.5)))
 
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {

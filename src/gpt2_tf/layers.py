@@ -74,7 +74,7 @@ class LayerNorm(Part):
         mean = tf.reduce_mean(wide, axis=-1, keepdims=True)
         centred = wide - mean
         variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
-        scale = tf.math.rsqrt(variance + tf.cast(self.eps, wide.dtype))
+        scale = tf.math.rsqrt(variance + self.eps)
         gain, bias = tf.cast(self.weight.value, wide.dtype), tf.cast(self.bias.value, wide.dtype)
         return tf.cast(centred * scale * gain + bias, x.dtype)
 
