@@ -9,15 +9,16 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from gpt2_app import decode, encode, failures, generate, info
+from gpt2_app import compare, decode, encode, failures, generate, info
 from gpt2_core.errors import Gpt2Error
 
 # The class of all usage errors, under whichever name the installed typer has its click.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 EPILOG = (
-    "Exit codes: 0 done; 2 usage or bad input; 3 unreadable checkpoint or vocabulary; 4 mismatch; "
-    "5 cannot write; 6 model not found or not downloaded; 130 interrupted. "
+    "Exit codes: 0 done; 1 compare found a difference; 2 usage or bad input; 3 unreadable checkpoint or vocabulary; "
+    "4 files that do not fit their configuration; 5 cannot write; 6 model not found or not downloaded; 70 a bug; "
+    "130 interrupted. "
     "Models: gpt2-tales (ships with the package), gpt2 ... gpt2-xl, distilgpt2, any owner/name of the hub, or a folder."
 )
 
@@ -53,7 +54,7 @@ class Door(TyperGroup):
 app = typer.Typer(
     name="gpt2",
     cls=Door,
-    help="GPT-2 on the command line: write text, turn text into ids and back, look into checkpoints.",
+    help="GPT-2 on the command line: write text, turn text into ids and back, look into checkpoints and compare them.",
     epilog=EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -93,5 +94,6 @@ for _name, _command in (
     ("encode", encode.command),
     ("decode", decode.command),
     ("info", info.command),
+    ("compare", compare.command),
 ):
     app.command(_name, help=_paragraphs(_command))(_command)

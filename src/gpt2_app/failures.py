@@ -1,12 +1,13 @@
 """What went wrong, told to people and to machines, and the exit codes.
 
 0    done
-1    a bug in this program: please report its traceback
+1    `gpt2 compare` found a difference, as diff and cmp say it
 2    usage, or input that cannot be used
 3    a checkpoint, configuration or vocabulary that cannot be read
-4    what was compared does not match
+4    a checkpoint that does not fit its own configuration (`gpt2 info`)
 5    something could not be written
 6    a model's name or folder that was not found, or could not be downloaded
+70   a bug in this program: please report its traceback
 130  interrupted (Ctrl-C)        141  the reader of the output went away
 """
 
@@ -17,10 +18,10 @@ import os
 import sys
 from collections.abc import Iterator
 
-from gpt2_app.main import BROKEN_PIPE, INTERRUPTED
+from gpt2_app.main import BROKEN_PIPE, BUG, INTERRUPTED
 from gpt2_core.errors import CheckpointError, ConfigError, Gpt2Error, HubError
 
-DONE, USAGE, UNREADABLE, MISMATCH, UNWRITABLE, NOT_FOUND = 0, 2, 3, 4, 5, 6
+DONE, DIFFERENT, USAGE, UNREADABLE, MISMATCH, UNWRITABLE, NOT_FOUND = range(7)
 
 
 class Failure(Exception):
@@ -60,7 +61,7 @@ def exit_code(error: BaseException) -> int:
     ):
         if isinstance(error, kind):
             return code
-    return 1
+    return BUG
 
 
 def report(error: BaseException, *, as_json: bool) -> int:

@@ -7,6 +7,8 @@ from typing import NoReturn
 
 # 128 + the numbers of SIGINT and SIGPIPE, as shells count; here, because nothing may be imported before the first try.
 INTERRUPTED, BROKEN_PIPE = 130, 141
+# EX_SOFTWARE of sysexits.h: Python's own 1 for an exception would read as a difference that `gpt2 compare` found.
+BUG = 70
 
 
 def main() -> NoReturn:
@@ -30,7 +32,21 @@ def main() -> NoReturn:
 
         silence_stdout()
         code = BROKEN_PIPE
+    except Exception as error:
+        code = _traceback(error)
     sys.exit(code)
+
+
+def _traceback(error: Exception) -> int:
+    """Show where it happened; errors of the library come here under --debug, and keep their codes."""
+    import traceback
+
+    traceback.print_exception(error)
+    try:
+        from gpt2_app.failures import exit_code
+    except ImportError:
+        return BUG
+    return exit_code(error)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,273 @@
+"""`gpt2 compare`: two checkpoints, or one in two frameworks, held against each other number by number."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gpt2_app import backends, failures, terminal
+from gpt2_app.sources import check_argument, decoded, one_source, open_source
+from gpt2_core.errors import Gpt2Error, InputError, nearest
+
+if TYPE_CHECKING:
+    from gpt2_app.running import Checkpoint
+    from gpt2_core.comparison import Array, Report, Side
+
+# What both sides read where nothing else is given: long and short words, figures, quotes, line ends, other scripts.
+PASSAGE = (
+    "The lamplighter of Gr\u00fcnau had 37 lamps to light, and a ladder older than he was. \u201cEvery evening "
+    "the same streets,\u201d he said, \u201cand every evening they are others.\u201d\n\nFirst came the bridge, where "
+    "the wind put out one match in three; then the bakery (closed at 18:30, but warm); then the long wall behind which "
+    "nobody had ever seen a house. He counted his steps: 212 up to the gate, 0.75 m each, and didn't forget the one "
+    "for luck. At the gate a sign said \u00abПривет\u00bb, and below it, in a child's hand, \u3053\u3093\u306b\u3061"
+    "\u306f!\n\n    for lamp in street:\n        lamp.light()\n\nHe could not read that; the wind could, perhaps, for "
+    "it turned the page."
+)
+LENGTH = 128
+
+
+def command(
+    a: Annotated[str, typer.Argument(metavar="A", help="A model's name, its folder, or one checkpoint file.")],
+    b: Annotated[
+        str | None, typer.Argument(metavar="[B]", help="What A is held to; without it, A itself in another framework.")
+    ] = None,
+    framework: Annotated[
+        str | None,
+        typer.Option("--framework", "-F", metavar=backends.CHOICES, help="Runs A. Default: the first installed."),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar=backends.CHOICES, help="Runs B. Default: as A for two checkpoints, else the next installed."
+        ),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(metavar="NAME", help="Number format of both: float64, float32, float16, bfloat16.")
+    ] = "float32",
+    text: Annotated[str | None, typer.Option(metavar="TEXT", help="What both read. Default: a fixed passage.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read the text from a file.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="NAME|FOLDER", help="Whose vocabulary the text is read with. Default: A's.")
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option("--length", "-n", min=1, help=f"Tokens in a row. Default: {LENGTH}, or those of the text."),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the batch; each has the next tokens of the text.")] = 1,
+    head: Annotated[
+        str, typer.Option(metavar="NAME", help="Which model: none, lm, double, sequence, token, qa.")
+    ] = "lm",
+    gradients: Annotated[bool, typer.Option("--gradients", help="Compare the gradients of the loss too.")] = False,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0, help="Largest error to let pass, for parameters too. Default: the published table."),
+    ] = None,
+    heatmap: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw the errors by layer and token; needs the extra 'plots'.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the whole report there, as JSON.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, the whole report.")] = False,
+) -> None:
+    """Compare two checkpoints, or one checkpoint in two frameworks: parameters, and all that a run returns.
+
+    Parameters have to be the same numbers. Loss, logits, hidden states, attentions and past of one text, and with
+    --gradients the gradient of every parameter, have to be within the published tolerances. Exit code 1 where they
+    are not.
+    """
+    one_source(text, file, "--text")
+    names = _frameworks(b, framework, against)
+    _check(names, dtype, gradients=gradients, heatmap=heatmap)
+    said = _text(text, file)
+    with terminal.busy("looking at the files ..."):
+        sides = _look(a, b, head)
+        ids, notes = _ids(sides, said, tokenizer or a, rows, length)
+    with tempfile.TemporaryDirectory(prefix="gpt2-compare-") as folder:
+        report = _compare(sides, names, dtype, ids, Path(folder), gradients, tolerance, notes)
+    _tell(report, heatmap, output, as_json=as_json)
+    if report.verdict == "mismatch":
+        raise typer.Exit(failures.DIFFERENT)
+
+
+# -- what was asked for --------------------------------------------------------------------------------------
+
+
+def _frameworks(b: str | None, framework: str | None, against: str | None) -> tuple[str, str]:
+    """Which framework runs A and which runs B."""
+    first = backends.choose(framework).name
+    if against is not None:
+        second = backends.choose(against).name
+    elif b is not None:
+        second = first
+    else:
+        others = (each.name for each in backends.BACKENDS.values() if each.name != first and each.is_installed())
+        second = next(others, first)
+    if b is None and first == second:
+        raise typer.BadParameter(
+            f"A in {first} against A in {second} is one and the same; give a second checkpoint, or another --against"
+        )
+    return first, second
+
+
+def _check(names: tuple[str, str], dtype: str, *, gradients: bool, heatmap: Path | None) -> None:
+    """Refuse what cannot work before anything is loaded."""
+    from gpt2_core.comparison import TOLERANCES
+
+    if dtype not in TOLERANCES:
+        raise InputError(
+            f"dtype is {dtype!r}{nearest(dtype, list(TOLERANCES))}; expected one of {', '.join(TOLERANCES)}"
+        )
+    if gradients and "numpy" in names:
+        raise InputError(
+            "the numpy reference computes no gradients; leave out --gradients, or compare two of the frameworks"
+        )
+    if heatmap is not None:
+        from gpt2_app.heatmap import check_installed
+
+        check_installed()
+
+
+def _text(text: str | None, file: Path | None) -> str | None:
+    if text is not None:
+        return check_argument(text, "--text")
+    if file is None:
+        return None
+    with open_source(file) as (stream, name):
+        return "".join(decoded(stream, name))
+
+
+def _look(a: str, b: str | None, head: str) -> tuple[Checkpoint, Checkpoint]:
+    from gpt2_app.running import look
+    from gpt2_core.parameters import Head
+
+    try:
+        kind = Head(head)
+    except Gpt2Error as error:
+        raise typer.BadParameter(str(error)) from error
+    one = look(a, kind)
+    return one, one if b is None else look(b, kind)
+
+
+# -- what both read ------------------------------------------------------------------------------------------
+
+
+def _ids(
+    sides: tuple[Checkpoint, Checkpoint], text: str | None, vocabulary: str, rows: int, length: int | None
+) -> tuple[Array | None, list[str]]:
+    """The ids (rows, length) that both sides are given, and what is to be said about them.
+
+    None where the text has tokens that one of the two does not have: they are no models of the same text.
+    """
+    import numpy as np
+
+    room = min(side.config.n_positions for side in sides)
+    sizes = [side.config.vocab_size for side in sides]
+    if length is not None and length > room:
+        raise InputError(f"--length is {length}, but the models have {room} positions; give at most {room}")
+    notes = []
+    if sizes[0] != sizes[1]:
+        notes.append(f"the vocabularies are unlike: {sizes[0]:,} tokens in A, {sizes[1]:,} in B")
+    if text is None:
+        return _passage(min(sizes), rows, length or min(LENGTH, room)), notes
+    ids, more = _read(text, vocabulary, sides[1].source if sides[0] is not sides[1] else None)
+    notes += more
+    length = length or min(len(ids) // rows, room)
+    if not length or rows * length > len(ids):
+        raise InputError(
+            f"the text has {len(ids)} tokens, but {rows} x {length or 1} were asked for; give a longer text, or less "
+            f"of --rows and --length"
+        )
+    if rows * length < len(ids):
+        notes.append(f"of the text's {len(ids):,} tokens the first {rows * length:,} were read")
+    ids = ids[: rows * length]
+    if max(ids) >= min(sizes):
+        short = "A" if sizes[0] < sizes[1] else "B"
+        notes.append(
+            f"the outputs were not compared: the text has token {max(ids)}, and the vocabulary of {short} ends at "
+            f"{min(sizes) - 1}"
+        )
+        return None, notes
+    return np.array(ids, np.int64).reshape(rows, length), notes
+
+
+def _passage(size: int, rows: int, length: int) -> Array:
+    """The fixed passage, again and again, in GPT-2's ids; smaller vocabularies read the remainders by their size."""
+    import numpy as np
+
+    from gpt2_core.tokenizer import GPT2Tokenizer
+
+    return np.resize(np.array(GPT2Tokenizer().encode(PASSAGE), np.int64) % size, (rows, length))
+
+
+def _read(text: str, vocabulary: str, other: str | None) -> tuple[list[int], list[str]]:
+    """The ids of a text, and whether B's own vocabulary, where it has one, reads it otherwise."""
+    from gpt2_app.vocabularies import load_tokenizer
+
+    ids: list[int] = load_tokenizer(vocabulary).encode(text)
+    if other is None or other == vocabulary:
+        return ids, []
+    try:
+        theirs: list[int] = load_tokenizer(other).encode(text)
+    except (failures.Failure, Gpt2Error):
+        return ids, []  # a checkpoint without a vocabulary takes any
+    if theirs == ids:
+        return ids, []
+    return ids, [
+        f"the vocabularies are unlike: {vocabulary} reads the text as {len(ids)} tokens, {other} as {len(theirs)} "
+        f"others; both were given the ids of {vocabulary}"
+    ]
+
+
+# -- comparing and telling -----------------------------------------------------------------------------------
+
+
+def _compare(
+    sides: tuple[Checkpoint, Checkpoint],
+    names: tuple[str, str],
+    dtype: str,
+    ids: Array | None,
+    folder: Path,
+    gradients: bool,
+    tolerance: float | None,
+    notes: list[str],
+) -> Report:
+    from gpt2_app.running import inputs_of, run
+    from gpt2_core.comparison import compare
+
+    ran: list[Side] = []
+    # Labels as A's configuration has them, for both.
+    inputs = None if ids is None else inputs_of(sides[0].config, sides[0].head, ids)
+    for letter, side, name in zip("AB", sides, names, strict=True):
+        with terminal.busy(f"running {letter}: {side.source} in {backends.BACKENDS[name].title} ..."):
+            ran.append(run(name, side, dtype, inputs, folder / letter, gradients=gradients))
+    if ids is not None:
+        notes = [f"read: {ids.shape[0]} x {ids.shape[1]} tokens", *notes]
+    with terminal.busy("comparing ..."):
+        return compare(*ran, tolerance=tolerance, notes=notes)
+
+
+def _tell(report: Report, heatmap: Path | None, output: Path | None, *, as_json: bool) -> None:
+    value: dict[str, Any] = report.to_json()
+    if output is not None:
+        import json
+
+        from gpt2_core.files import atomic_write
+
+        with atomic_write(output) as out:
+            out.write(json.dumps(value, ensure_ascii=False).encode("utf-8") + b"\n")
+    if heatmap is not None:
+        from gpt2_app.heatmap import draw
+
+        draw(report, heatmap)
+    if as_json:
+        terminal.write_json(value)
+    else:
+        from gpt2_app.compare_view import show
+
+        show(report)
