@@ -15,9 +15,9 @@ from pathlib import Path
 
 from gpt2_core.checkpoints import Checkpoint, Tensor, is_weight_file, named_format, open_checkpoint
 from gpt2_core.checkpoints.naming import Matching, match
-from gpt2_core.config import PRESETS, GPT2Config
+from gpt2_core.config import PRESETS, GPT2Config, check_config
 from gpt2_core.errors import CheckpointError, ConfigError
-from gpt2_core.files import atomic_folder, finish_interrupted_save
+from gpt2_core.files import atomic_folder, existing, finish_interrupted_save, size_in_bytes
 from gpt2_core.initialization import initial_value
 from gpt2_core.parameters import Head, Parameter, parameter_table
 
@@ -56,12 +56,14 @@ def open_pretrained(
     Raises: HubError, where the name cannot be resolved; ConfigError, where there is no usable config; CheckpointError
     and its kinds, where the file is damaged, unsafe, or does not fit.
     """
-    path = Path(name_or_path)
-    if not path.exists():
+    if config is not None:
+        check_config(config)
+    path = existing(name_or_path)
+    if path is None:
         from gpt2_core.hub import resolve
 
         path = resolve(
-            str(name_or_path),
+            name_or_path,
             kind="model",
             revision=revision,
             cache_dir=cache_dir,
@@ -97,17 +99,19 @@ def save_pretrained(
     *,
     architecture: str,
     format: str = "safetensors",
-    max_shard_bytes: int | None = None,
+    max_shard_bytes: int | str | None = None,
 ) -> Path:
     """Write config.json and weights into ``folder`` as one: killed at any moment, the folder is old or new.
 
     ``tensors`` are named as in the parameter table and all of one dtype, which the config records. Weights of any
-    format that were there before are replaced. Returns the folder.
+    format that were there before are replaced. ``max_shard_bytes`` splits them into files of at most so many bytes; it
+    may also be written with a unit, as in "5GB". Returns the folder.
 
     Raises: CheckpointError for tensors that do not fit the config or an unknown format; WriteError where the system
     refuses.
     """
     folder, chosen = Path(folder), named_format(format)
+    most = size_in_bytes("max_shard_bytes", max_shard_bytes)
     expected = {row.name: row.shape for row in parameter_table(config, head)}
     wrong = [
         name
@@ -125,5 +129,5 @@ def save_pretrained(
         extra["dtype"] = dtypes.pop()
     with atomic_folder(folder, replaces=is_weight_file) as stage:
         config.replace(extra=extra).save_pretrained(stage)
-        chosen.write(stage, tensors, max_shard_bytes=max_shard_bytes)
+        chosen.write(stage, tensors, max_shard_bytes=most)
     return folder

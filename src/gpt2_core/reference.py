@@ -39,13 +39,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gpt2_core import reference_heads as heads
-from gpt2_core.config import GPT2Config
+from gpt2_core.config import GPT2Config, check_config
 from gpt2_core.errors import CheckpointMismatchError, GenerationError, InputError
 from gpt2_core.initialization import initial_values
 from gpt2_core.inputs import check_one_input, check_one_past
 from gpt2_core.outputs import BaseOutput
 from gpt2_core.parameters import PREFIX, Head, parameter_table
-from gpt2_core.reference_inputs import read_head_masks, read_inputs
+from gpt2_core.reference_inputs import read_arrays, read_head_masks, read_inputs
 
 Array = NDArray[np.float64]
 Weights = Mapping[str, Array]
@@ -221,11 +221,13 @@ class ReferenceModel:
     >>> out.logits.shape, len(out.past), out.past[0][0].shape
     ((1, 3, 10), 1, (1, 2, 3, 2))
 
-    Raises: CheckpointMismatchError, where parameters are missing, unexpected or misshaped.
+    Raises: CheckpointMismatchError, where parameters are missing, unexpected or misshaped; ConfigError, where
+    ``config`` is no GPT2Config.
     """
 
     def __init__(self, config: GPT2Config, parameters: Mapping[str, ArrayLike], head: Head | str = Head.LM) -> None:
         """Take ``parameters`` under the names of ``parameter_table(config, head)``, in any float format."""
+        check_config(config)
         self.config, self.head = config, Head(head)
         table = {row.name: row.shape for row in parameter_table(config, self.head)}
         given = {name: np.asarray(value) for name, value in parameters.items()}
@@ -240,6 +242,7 @@ class ReferenceModel:
     @classmethod
     def from_seed(cls, config: GPT2Config, head: Head | str = Head.LM, seed: int = 0) -> ReferenceModel:
         """A model with the project's seeded initial values, the same bits as in every framework."""
+        check_config(config)
         return cls(config, initial_values(config, head, seed), head)
 
     @classmethod
@@ -327,6 +330,14 @@ class ReferenceModel:
         )  # fmt: skip
         if unused:
             raise InputError(f"a model with head {head.value!r} does not take {', '.join(unused)}; leave it out")
+        input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds = read_arrays(
+            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids,
+            position_ids=position_ids, head_mask=head_mask, inputs_embeds=inputs_embeds,
+        )  # fmt: skip
+        labels, mc_token_ids, mc_labels, start_positions, end_positions = read_arrays(
+            labels=labels, mc_token_ids=mc_token_ids, mc_labels=mc_labels, start_positions=start_positions,
+            end_positions=end_positions,
+        )  # fmt: skip
         choices = None
         if head is Head.DOUBLE:
             choices = heads.choices_of(input_ids, inputs_embeds)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2_core.config import GPT2Config
+from gpt2_core.errors import InputError
 from gpt2_core.inputs import (
     POSITIONS_REMEDY,
     VOCABULARY_REMEDY,
@@ -44,6 +45,27 @@ class Inputs:
     attention_mask: NDArray[np.bool_] | None
     token_type_ids: Ids | None
     position_ids: Ids | None
+
+
+def read_arrays(**given: Any) -> list[Any]:
+    """Each argument as an array, None where it was not given, in the order given.
+
+    Raises: InputError, for rows of different lengths and for what are no numbers.
+    """
+    return [None if value is None else _read_array(name, value) for name, value in given.items()]
+
+
+def _read_array(name: str, value: Any) -> NDArray[Any]:
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise InputError(
+            f"{name} has rows of different lengths, expected rows of one length; pad them "
+            "(tokenizer(texts, padding=True)) and pass attention_mask"
+        ) from None
+    if array.dtype.kind in "OSU":
+        raise InputError(f"{name} holds {array.dtype.type.__name__}, expected numbers")
+    return array
 
 
 def read_inputs(
@@ -96,7 +118,7 @@ def read_past(config: GPT2Config, past: Any, batch: int) -> tuple[tuple[Array, A
         return None
     try:
         layers = tuple((np.asarray(pair[0], np.float64), np.asarray(pair[1], np.float64)) for pair in past)
-    except (TypeError, IndexError):
+    except (TypeError, IndexError, ValueError):
         raise unreadable_past(config, type(past).__name__) from None
     check_past(config, len(layers))
     length = layers[0][0].shape[2] if layers[0][0].ndim == 4 else 0

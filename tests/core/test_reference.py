@@ -10,7 +10,7 @@ import pytest
 
 from gpt2_core import generation, reference, reference_heads, sampling
 from gpt2_core.config import ACTIVATIONS, GPT2Config
-from gpt2_core.errors import CheckpointMismatchError, HubError, InputError
+from gpt2_core.errors import CheckpointMismatchError, ConfigError, HubError, InputError
 from gpt2_core.initialization import initial_values
 from gpt2_core.parameters import PREFIX, parameter_table
 from gpt2_core.reference import ReferenceModel, attend, layer_norm, visible
@@ -550,3 +550,41 @@ def test_bad_input_is_refused_with_what_was_got_and_expected(head, arguments, wo
     with pytest.raises(InputError) as caught:
         model_of(head=head)(**arguments)
     assert words in str(caught.value)
+
+
+RAGGED = [[1, 2, 3], [1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("head", "name", "others"),
+    [
+        ("lm", "input_ids", {}),
+        ("lm", "inputs_embeds", {}),
+        ("lm", "attention_mask", {"input_ids": [[1, 2], [1, 2]]}),
+        ("lm", "token_type_ids", {"input_ids": [[1, 2], [1, 2]]}),
+        ("lm", "position_ids", {"input_ids": [[1, 2], [1, 2]]}),
+        ("lm", "head_mask", {"input_ids": [[1, 2]]}),
+        ("lm", "labels", {"input_ids": [[1, 2], [1, 2]]}),
+        ("double", "input_ids", {}),
+        ("double", "mc_token_ids", {"input_ids": [[[1, 2], [1, 2]]]}),
+        ("double", "mc_labels", {"input_ids": [[[1, 2], [1, 2]]]}),
+        ("sequence", "labels", {"input_ids": [[1, 2], [1, 2]]}),
+        ("qa", "start_positions", {"input_ids": [[1, 2], [1, 2]], "end_positions": [1, 1]}),
+    ],
+)
+def test_rows_of_different_lengths_are_refused_by_name(head, name, others):
+    with pytest.raises(InputError, match=f"{name} has rows of different lengths, expected .*pad them"):
+        model_of(head=head)(**others, **{name: RAGGED})
+    with pytest.raises(InputError, match=f"{name} .*numbers"):
+        model_of(head=head)(**others, **{name: [["a", "b"]]})
+
+
+def test_a_past_of_ragged_rows_is_refused():
+    with pytest.raises(InputError, match="past is a list"):
+        model_of()([[1]], past=[(RAGGED, RAGGED)] * CONFIG.n_layer)
+
+
+def test_a_dictionary_is_no_config_and_the_way_to_one_is_told():
+    for make in (lambda: ReferenceModel({}, {}), lambda: ReferenceModel.from_seed({"n_layer": 1})):
+        with pytest.raises(ConfigError, match=r"config is a dict, expected a GPT2Config; .*from_dict"):
+            make()
