@@ -154,11 +154,13 @@ class GenerationConfig:
     def from_json_file(cls, path: str | Path) -> GenerationConfig:
         """Read one ``generation_config.json``.
 
-        Raises: GenerationError, where the file is missing, is not JSON, or holds impossible values.
+        Raises: GenerationError, where the file is missing, may not be read, is not JSON, or holds impossible values.
         """
+        from gpt2_core.files import read_small_file
+
         path = Path(path)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(read_small_file(path, GenerationError).decode("utf-8"))
         except FileNotFoundError:
             raise GenerationError(f"{path} does not exist; expected generation settings as JSON") from None
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:

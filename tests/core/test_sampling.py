@@ -160,6 +160,8 @@ def test_a_generation_config_file_that_cannot_be_honoured_is_refused_by_name(tmp
     assert str(path) in str(caught.value)
     with pytest.raises(GenerationError, match="does not exist"):
         GenerationConfig.from_json_file(tmp_path / "none.json")
+    with pytest.raises(GenerationError, match="is a folder, expected a file"):
+        GenerationConfig.from_json_file(tmp_path)
 
 
 def test_a_call_combines_a_config_and_its_own_settings():
