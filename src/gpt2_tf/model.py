@@ -34,6 +34,23 @@ from gpt2_tf.outputs import BaseOutput
 from gpt2_tf.weights import PreTrainedModel, inputs_together, registered
 
 
+@tf.custom_gradient
+def _rows(table: Tensor, ids: Tensor) -> tuple[Tensor, Any]:
+    """The rows ``ids`` of ``table``, whose gradient is one dense sum.
+
+    TensorFlow's own is a list of rows, in which a row looked up twice stands twice: Keras's optimizers take the square
+    of each instead of their sum's, and would train the table wrongly.
+    """
+
+    def gradient(upstream: Tensor) -> tuple[Tensor, None]:
+        flat = tf.reshape(upstream, (-1, table.shape[-1]))
+        wide = tf.cast(flat, tf.float32) if flat.dtype.size < 4 else flat
+        summed = tf.math.unsorted_segment_sum(wide, tf.reshape(ids, (-1,)), table.shape[0])
+        return tf.cast(summed, table.dtype), None
+
+    return tf.gather(table, ids), gradient
+
+
 class Embedding(Part):
     """A table of rows whose out-of-range error names the ids, the range and the remedy."""
 
@@ -51,10 +68,11 @@ class Embedding(Part):
         on the CPU. Inside tf.function the CPU stops with TensorFlow's own error.
         """
         check_whole_numbers(label or self.label, ids.dtype.name, index=True)
+        table = tf.convert_to_tensor(self.weight)
         if not is_concrete(ids):
-            return tf.gather(self.weight.value, ids)
+            return _rows(table, ids)
         try:
-            return tf.gather(self.weight.value, ids)
+            return _rows(table, ids)
         except tf.errors.InvalidArgumentError:
             found = ids.numpy()
             rows = int(self.weight.shape[0])

@@ -16,7 +16,7 @@ import tensorflow as tf
 from gpt2_core.checkpoints import Tensor as FileTensor
 from gpt2_core.checkpoints.naming import Matching
 from gpt2_core.config import GPT2Config
-from gpt2_core.errors import CheckpointError, ConfigError, InputError, nearest
+from gpt2_core.errors import CheckpointError, ConfigError, Gpt2Error, InputError, nearest
 from gpt2_core.initialization import initial_value
 from gpt2_core.inputs import given_twice, ragged
 from gpt2_core.parameters import Head, Parameter, parameter_table
@@ -87,7 +87,6 @@ def inputs_together(call: Callable[..., Any]) -> Callable[..., Any]:
     """
     names = [name for name in inspect.signature(call).parameters if name not in ("self", "training")]
 
-    @functools.wraps(call)
     def taking(self: Any, *args: Any, **kwargs: Any) -> Any:
         first = args[0] if args else kwargs.get(names[0])
         given: dict[str, Any] = dict(zip(names[1:], args[1:], strict=False))
@@ -109,7 +108,15 @@ def inputs_together(call: Callable[..., Any]) -> Callable[..., Any]:
                 )
         return call(self, **{name: _as_tensor(self, name, value) for name, value in together.items()})
 
-    return taking
+    @functools.wraps(call)
+    def in_our_words(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return taking(self, *args, **kwargs)
+        except Gpt2Error as error:
+            error._keras_call_info_injected = True  # type: ignore[attr-defined] # Keras would put its own words around ours
+            raise
+
+    return in_our_words
 
 
 def _is_nested_numbers(value: Any) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +37,12 @@ class Framework(Protocol):
 
     def gradients(self, model: Any, **inputs: Any) -> tuple[float, dict[str, np.ndarray]]:
         """The loss and its gradients by the names of the parameter table."""
+
+    def train(self, model: Any, batches: Sequence[Mapping[str, np.ndarray]], **adamw: float) -> list[float]:
+        """The losses of the model on the batches, each before its step of AdamW: lr, beta1, beta2, eps, decay."""
+
+    def parameters(self, model: Any) -> dict[str, np.ndarray]:
+        """What the parameters are, in their own number format where numpy has it, else widened."""
 
 
 class PyTorch:
@@ -94,6 +101,24 @@ class PyTorch:
         found = {row.name: model.get_parameter(row.name).grad for row in model.parameter_table()}
         return loss.item(), {name: grad.numpy().copy() for name, grad in found.items() if grad is not None}
 
+    def train(self, model, batches, *, lr, beta1, beta2, eps, decay):
+        optimizer = self.torch.optim.AdamW(model.parameters(), lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=decay)
+        losses = []
+        for batch in batches:
+            optimizer.zero_grad()
+            loss = self.run(model, gradients=True, **batch).loss
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    def parameters(self, model):
+        found = {row.name: model.get_parameter(row.name).detach() for row in model.parameter_table()}
+        return {
+            name: (value.float() if value.dtype == self.torch.bfloat16 else value).numpy().copy()
+            for name, value in found.items()
+        }
+
 
 class TensorFlow:
     name = "tf"
@@ -150,6 +175,26 @@ class TensorFlow:
             loss = self.run(model, gradients=True, **inputs).loss
         found = zip(names, tape.gradient(loss, variables), strict=True)
         return float(loss), {name: self.tf.convert_to_tensor(grad).numpy() for name, grad in found if grad is not None}
+
+    def train(self, model, batches, *, lr, beta1, beta2, eps, decay):
+        import keras
+
+        optimizer = keras.optimizers.AdamW(lr, weight_decay=decay, beta_1=beta1, beta_2=beta2, epsilon=eps)
+        variables = [model.get_parameter(row.name) for row in model.parameter_table()]
+        losses = []
+        for step, batch in enumerate(batches, 1):
+            # PyTorch adds epsilon after the correction of the second moment, as Kingma & Ba's algorithm 1 does,
+            # Keras before it, as the end of their section 2 allows: this much smaller it is the same.
+            optimizer.epsilon = eps * math.sqrt(1 - beta2**step)
+            with self.tf.GradientTape() as tape:
+                loss = self.run(model, gradients=True, **batch).loss
+            optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+            losses.append(float(loss))
+        return losses
+
+    def parameters(self, model):
+        found = {row.name: model.get_parameter(row.name) for row in model.parameter_table()}
+        return {name: (self.tf.cast(v, "float32") if v.dtype == "bfloat16" else v).numpy() for name, v in found.items()}
 
 
 FRAMEWORKS = {"pt": PyTorch, "tf": TensorFlow}

@@ -166,7 +166,7 @@ def test_token_types_and_positions_out_of_range_are_named():
     refused("position_ids holds 16, expected ids from 0 to 15; positions count", input_ids=IDS, position_ids=IDS + 7)
     refused("position_ids holds -1", input_ids=IDS, position_ids=IDS - 1)
     refused("position_ids has dtype float32", input_ids=IDS, position_ids=IDS.float())
-    refused("token_type_ids has dtype torch.float32", input_ids=IDS, token_type_ids=IDS.float())
+    refused("token_type_ids has dtype float32", input_ids=IDS, token_type_ids=IDS.float())
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0)])
