@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from gpt2_app import compare, decode, encode, failures, generate, info
+from gpt2_app import compare, convert, decode, encode, failures, generate, info
 from gpt2_core.errors import Gpt2Error
 
 # The class of all usage errors, under whichever name the installed typer has its click.
@@ -95,5 +95,6 @@ for _name, _command in (
     ("decode", decode.command),
     ("info", info.command),
     ("compare", compare.command),
+    ("convert", convert.command),
 ):
     app.command(_name, help=_paragraphs(_command))(_command)

@@ -10,6 +10,8 @@
     └── CheckpointError          (ValueError)   anything wrong with a checkpoint
         ├── CheckpointFormatError               damaged, truncated, or not what it says it is
         ├── CheckpointMismatchError             names or shapes that do not fit the model
+        ├── CannotHoldError                     a model that a file format has no place for
+        ├── VerificationError                   what was written, read back, is not what it should be
         └── UnsafeCheckpointError               a file that would run code or leave its folder
 
 Each message says four things: what is wrong, what was got, what was expected, and what to do about it.
@@ -61,6 +63,14 @@ class CheckpointFormatError(CheckpointError):
 
 class UnsafeCheckpointError(CheckpointError):
     """A file that would run code when read, or that points outside its folder."""
+
+
+class CannotHoldError(CheckpointError):
+    """A model that a file format has no place for; nothing was written."""
+
+
+class VerificationError(CheckpointError):
+    """What was written, read back, is not what it should be; nothing was left behind."""
 
 
 class CheckpointMismatchError(CheckpointError):

@@ -22,6 +22,9 @@ BESIDE, INSIDE, NOWHERE = "beside", "inside", "nowhere"
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 ALL_HEADS = frozenset(Head)
 
+#: Bytes and the numbers they hold, of number formats that are no dtype: GGUF's Q8_0 is 32 int8 and a float16 scale.
+QUANTIZED_BYTES: Mapping[str, tuple[int, int]] = MappingProxyType({"q8_0": (34, 32)})
+
 
 @dataclass(frozen=True)
 class Holds:

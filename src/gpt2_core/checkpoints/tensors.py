@@ -302,6 +302,76 @@ class MappedFile:
             raise CheckpointError(f"{self.path} has been closed; fetch tensors before leaving the `with` block")
 
 
+def converted(tensor: Tensor, dtype: str) -> Tensor:
+    """The tensor in another float format, rounded to nearest, ties to even; lazily, a piece at a time for writers.
+
+    Fetching raises CheckpointError where a finite number is too large for `dtype`.
+    """
+    if tensor.dtype == dtype:
+        return tensor
+
+    def pieces() -> Iterator[NDArray[Any]]:
+        for chunk in tensor.chunks():
+            yield _cast(np.frombuffer(chunk, STORAGE[tensor.dtype]), tensor.dtype, dtype)
+
+    def load() -> NDArray[Any]:
+        whole = np.empty(tensor.size, STORAGE[dtype])
+        done = 0
+        for piece in pieces():
+            whole[done : done + piece.size] = piece
+            done += piece.size
+        return whole.reshape(tensor.shape)
+
+    return Tensor(dtype, tensor.shape, load, tensor.release, pieces)
+
+
+def _cast(bits: NDArray[Any], given: str, wanted: str) -> NDArray[Any]:
+    floats = widen_bfloat16(bits) if given == "bfloat16" else bits
+    if floats.dtype.kind != "f" or STORAGE[wanted].kind not in ("f" if wanted != "bfloat16" else "u"):
+        raise CheckpointError(f"{given} cannot be converted to {wanted}; only floats are")
+    with np.errstate(over="ignore"):
+        if wanted == "bfloat16":
+            narrow = floats if floats.dtype == np.float32 else _round_to_odd(floats)
+            result = round_to_bfloat16(narrow)
+            infinite = (result & 0x7FFF) == 0x7F80
+        else:
+            result = floats.astype(STORAGE[wanted])
+            infinite = np.isinf(result)
+    if infinite.any():
+        lost = infinite & np.isfinite(floats)
+        if lost.any():
+            raise CheckpointError(
+                f"{np.count_nonzero(lost)} numbers are too large for {wanted}, {floats[lost][0]} is the first; "
+                f"choose bfloat16 or float32"
+            )
+    return result
+
+
+def _round_to_odd(floats: NDArray[Any]) -> NDArray[np.float32]:
+    """To float32 such that rounding again, to fewer bits, gives what rounding once would: inexact means odd."""
+    near = floats.astype(np.float32)
+    exact = near == floats
+    toward_zero = np.where(np.abs(near.astype(np.float64)) > np.abs(floats), np.nextafter(near, np.float32(0)), near)
+    odd = (toward_zero.view(np.uint32) | np.uint32(1)).view(np.float32)
+    return np.where(exact | np.isnan(floats), near, odd)
+
+
+def watched(tensor: Tensor, on_bytes: Callable[[int], None]) -> Tensor:
+    """The tensor; `on_bytes` is told how many of its bytes a writer has taken, as it takes them."""
+
+    def pieces() -> Iterator[NDArray[Any]]:
+        for chunk in tensor.chunks():
+            yield np.frombuffer(chunk, np.uint8)
+            on_bytes(len(chunk))
+
+    def load() -> NDArray[Any]:
+        array = tensor.view()
+        on_bytes(tensor.nbytes)
+        return array
+
+    return Tensor(tensor.dtype, tensor.shape, load, tensor.release, pieces)
+
+
 def contiguous_pieces(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
     """The numbers of an array in order, a few megabytes at a time, each piece C-contiguous; copies only if it must."""
     while array.ndim > 1 and array.shape[0] == 1:
