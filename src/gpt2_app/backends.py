@@ -7,6 +7,7 @@ gives a `Runner`. All of them have the same settings and, from the same seed, wr
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,42 @@ def _torch_device(device: str | None) -> Any:
     return place
 
 
+def _load_tf(model: str, device: str | None, dtype: str | None) -> Runner:
+    # TensorFlow writes about drivers that it does not find; a command's stderr is for what the user should know.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import gpt2_tf  # isort: skip - before TensorFlow, whose banner it holds back
+    import tensorflow as tf
+
+    place = _tensorflow_device(tf, device)
+    with reading_a_model():
+        network = gpt2_tf.TFGPT2LMHeadModel.from_pretrained(model, dtype=dtype or "float32", device=place)
+
+    def generate(ids: list[list[int]], settings: GenerationConfig, on_token: OnToken | None) -> list[list[int]]:
+        heard = None if on_token is None else lambda new: on_token(new.numpy().tolist())
+        with tf.device(place):
+            made = network.generate(ids, generation_config=settings, on_token=heard)
+        rows: list[list[int]] = made.numpy().tolist()
+        return rows
+
+    return Runner("tf", network.config, place or "cpu", network.dtype, generate)
+
+
+def _tensorflow_device(tf: Any, device: str | None) -> str | None:
+    """TensorFlow's name of a device named as for PyTorch: cpu, cuda or cuda:1 (or gpu); None leaves it to TensorFlow.
+
+    Raises: InputError.
+    """
+    if device is None:
+        return None
+    kind, _, number = device.lower().partition(":")
+    name = {"cpu": "CPU", "cuda": "GPU", "gpu": "GPU"}.get(kind)
+    there = tf.config.list_logical_devices(name) if name else []
+    if not (number or "0").isdecimal() or int(number or 0) >= len(there):
+        found = ", ".join(each.name.removeprefix("/device:").lower() for each in tf.config.list_logical_devices())
+        raise InputError(f"device {device!r} cannot be used; TensorFlow has {found} here")
+    return f"{name}:{number or 0}"
+
+
 def _load_numpy(model: str, device: str | None, dtype: str | None) -> Runner:
     import numpy as np
 
@@ -119,10 +156,12 @@ def _load_numpy(model: str, device: str | None, dtype: str | None) -> Runner:
     return Runner("numpy", network.config, "cpu", "float64", generate)
 
 
+DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
 BACKENDS: Mapping[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("pt", "PyTorch", "torch", "pt", ("float32", "float16", "bfloat16", "float64", "auto"), _load_pt),
+        Backend("pt", "PyTorch", "torch", "pt", DTYPES, _load_pt),
+        Backend("tf", "TensorFlow", "tensorflow", "tf", DTYPES, _load_tf),
         Backend("numpy", "the numpy reference", "numpy", None, ("float64",), _load_numpy),
     )
 }

@@ -1,4 +1,4 @@
-"""What `make demo` runs: one story from one seed, in every framework asked for, and whether they agree."""
+"""What `make demo` runs: one story from one seed, in every framework that is there, and whether they agree."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpt2_app import backends, terminal
+from gpt2_app import backends, failures, terminal
 from gpt2_app.generate import TEMPERATURE, TOP_K
 from gpt2_app.vocabularies import DEFAULT_MODEL, load_tokenizer
 from gpt2_app.writing import prompt_ids
+from gpt2_core.errors import Gpt2Error
 from gpt2_core.sampling import GenerationConfig
 
-# Narrower than this, side by side is hard to read.
-SIDE_BY_SIDE = 90
+# A story narrower than this is hard to read.
+NARROWEST = 36
 
 
 @dataclass(frozen=True)
@@ -28,20 +29,29 @@ class Story:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the story; 0 where all frameworks wrote the same text, else 4."""
+    """Write the story; 0 where all frameworks wrote the same text, 1 where not, else as `gpt2_app.failures` has it."""
     parser = argparse.ArgumentParser(prog="demo", description=__doc__)
     parser.add_argument("prompt", nargs="?", default="Once upon a time there was")
-    parser.add_argument("--framework", default="pt", choices=list(backends.BACKENDS), help="numpy needs nothing else")
+    parser.add_argument("--framework", choices=[*backends.BACKENDS, "all"], default="all", help="numpy comes along")
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--length", type=int, default=100, help="new tokens")
     args = parser.parse_args(argv)
     terminal.prepare_streams()
-    # The reference comes along always: it is what the others are held to.
-    names = list(dict.fromkeys([args.framework, "numpy"]))
-    stories = [_write(name, args) for name in names]
+    try:
+        stories = [_write(name, args) for name in _frameworks(args.framework)]
+    except (Gpt2Error, failures.Failure) as error:
+        if failures.wants_traceback():
+            raise
+        return failures.report(error, as_json=False)
     _show(stories, args)
-    return 0 if len({story.ids for story in stories}) == 1 else 4
+    return failures.DONE if len({story.ids for story in stories}) == 1 else failures.DIFFERENT
+
+
+def _frameworks(asked: str) -> list[str]:
+    """Those to write with; the reference is always among them: it is what the others are held to."""
+    installed = [backend.name for backend in backends.BACKENDS.values() if backend.is_installed()]
+    return installed if asked == "all" else list(dict.fromkeys([asked, "numpy"]))
 
 
 def _write(framework: str, args: argparse.Namespace) -> Story:
@@ -64,7 +74,7 @@ def _show(stories: Sequence[Story], args: argparse.Namespace) -> None:
     from rich.text import Text
 
     console = terminal.console()
-    wide = len(stories) > 1 and console.width >= SIDE_BY_SIDE
+    wide = len(stories) > 1 and console.width // len(stories) >= NARROWEST
     width = (console.width - 1) // len(stories) if wide else console.width
     panels = [
         Panel(
@@ -84,5 +94,6 @@ def _show(stories: Sequence[Story], args: argparse.Namespace) -> None:
         same = len({story.ids for story in stories}) == 1
         count = len(stories[0].ids)
         verdict = f"the same {count} tokens from seed {args.seed}" if same else "they DIFFER: please report this"
-        console.print(f"{' and '.join(story.title.split(',')[0] for story in stories)}: {verdict}")
+        *most, last = (story.title.split(",")[0] for story in stories)
+        console.print(f"{', '.join(most)} and {last}: {verdict}")
     console.print(f"More: gpt2 generate {args.prompt!r} --seed {args.seed + 1}      gpt2 --help", style="dim")

@@ -40,17 +40,19 @@ def _import_frameworks() -> None:
     for name in ("tensorflow", "keras"):
         if name not in sys.modules and importlib.util.find_spec(name) is None:
             raise ImportError(f"gpt2_tf needs {name}, which is not installed; pip install 'gpt2-duet[tf]'")
-    if "tensorflow" in sys.modules or _LEVEL in os.environ:  # loaded by the user, or as loud as the user wants it
+    if "tensorflow" in sys.modules or os.environ.get(_LEVEL) == "0":  # loaded by the user, or wanted with all it says
         import keras
     else:
         # TensorFlow reads the level once, while it is loaded: 1 leaves out what is merely informational.
-        os.environ[_LEVEL] = "1"
+        level = os.environ.get(_LEVEL)
+        os.environ[_LEVEL] = level or "1"
         try:
             with _without_banner():
                 import keras
                 import tensorflow  # noqa: F401
         finally:
-            del os.environ[_LEVEL]
+            if level is None:
+                del os.environ[_LEVEL]
     backend = keras.config.backend()
     if backend != "tensorflow":
         raise ImportError(
