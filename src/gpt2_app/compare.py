@@ -246,10 +246,8 @@ def _compare(
     for letter, side, name in zip("AB", sides, names, strict=True):
         with terminal.busy(f"running {letter}: {side.source} in {backends.BACKENDS[name].title} ..."):
             ran.append(run(name, side, dtype, inputs, folder / letter, gradients=gradients))
-    if ids is not None:
-        notes = [f"read: {ids.shape[0]} x {ids.shape[1]} tokens", *notes]
     with terminal.busy("comparing ..."):
-        return compare(*ran, tolerance=tolerance, notes=notes)
+        return compare(*ran, tolerance=tolerance, read=None if ids is None else ids.shape, notes=notes)
 
 
 def _tell(report: Report, heatmap: Path | None, output: Path | None, *, as_json: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -16,6 +15,7 @@ from gpt2_app.terminal import console
 from gpt2_core.comparison import IDENTICAL, MISMATCH, Difference, Report, Run, Section
 
 _MOST_LISTED = 8
+_NARROW = 72
 _STYLES = {IDENTICAL: "bold green", MISMATCH: "bold red"}
 
 
@@ -24,6 +24,9 @@ def show(report: Report) -> None:
     out = console()
     for letter, side in (("A", report.a), ("B", report.b)):
         out.print(Text.assemble((letter, "bold cyan"), "  ", (side.source, "bold"), f" in {_ran(side)}"))
+    if report.read is not None:
+        rows, tokens = report.read
+        out.print(Text(f"both read {tokens:,} tokens" + (f" in each of {rows:,} rows" if rows > 1 else ""), "dim"))
     for note in report.notes:
         out.print(Text(f"note: {note}", "yellow"))
     _config(out, report)
@@ -58,9 +61,9 @@ def _heading(out: Console, text: str) -> None:
     out.print(Text(text, "bold"))
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, wrap: bool = True) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=True, padding=(0, 1))
-    table.add_column(columns[0], style="cyan", overflow="fold")
+    table.add_column(columns[0], style="cyan", overflow="fold", no_wrap=not wrap)
     for name in columns[1:-1]:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(columns[-1], overflow="fold")
@@ -106,7 +109,7 @@ def _outputs(out: Console, section: Section, bound: str) -> None:
     held = "the tolerance given" if bound == "given" else f"the tolerances of {bound}"
     _heading(out, f"Outputs, held to {held}")
     _incomplete(out, section)
-    table = _table("output", "absolute", "relative", "error", "ratio", "worst at")
+    table = _table("output", *_columns(out), wrap=False)
     for kind, every in section.by_kind().items():
         _row(table, kind, every)
     out.print(table)
@@ -115,7 +118,7 @@ def _outputs(out: Console, section: Section, bound: str) -> None:
 def _gradients(out: Console, section: Section) -> None:
     _heading(out, f"Gradients: {len(section.differences)} compared")
     _incomplete(out, section)
-    table = _table("gradient", "absolute", "relative", "error", "ratio", "worst at")
+    table = _table("gradient", *_columns(out))
     ranked = sorted(section.differences, key=lambda each: (each.ratio, each.error), reverse=True)
     for each in ranked[:_MOST_LISTED]:
         _row(table, each.name, [each])
@@ -124,20 +127,25 @@ def _gradients(out: Console, section: Section) -> None:
         out.print(Text(f"  ... and {len(ranked) - _MOST_LISTED} more, nearer to each other", "dim"))
 
 
+def _columns(out: Console) -> list[str]:
+    """What stands beside the name: on a narrow terminal the figures of the verdict alone."""
+    return [*(("absolute", "relative") if out.width >= _NARROW else ()), "error", "ratio", "worst at"]
+
+
 def _row(table: Table, name: str, every: Sequence[Difference]) -> None:
     """The worst of several tensors of one kind in each column, and where the error of the worst is."""
     worst = max(every, key=lambda each: (each.ratio, each.error))
     style = "" if all(each.within for each in every) else "red"
     layer = f"{worst.name.removeprefix(worst.kind.partition('.')[0])} " if worst.layer is not None else ""
-    cells: list[Any] = [
-        name,
-        _number(max(each.absolute for each in every)),
-        _number(max(each.relative for each in every)),
-        _number(worst.error),
-        _number(worst.ratio),
-        "bit-identical" if all(each.identical for each in every) else f"{layer}{worst.place}",
-    ]
-    table.add_row(*(Text(cell, style) if style else cell for cell in cells))
+    cells = {
+        "absolute": _number(max(each.absolute for each in every)),
+        "relative": _number(max(each.relative for each in every)),
+        "error": _number(worst.error),
+        "ratio": _number(worst.ratio),
+        "worst at": "bit-identical" if all(each.identical for each in every) else f"{layer}{worst.place}",
+    }
+    shown = [name, *(cells[str(column.header)] for column in table.columns[1:])]
+    table.add_row(*(Text(cell, style) if style else cell for cell in shown))
 
 
 def _where(each: Difference) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpt2_app.backends import BACKENDS
-from gpt2_core.comparison import TOLERANCES, Array, HeatRow, Report
+from gpt2_core.comparison import Array, HeatRow, Report
 from gpt2_core.errors import InputError
 from gpt2_core.files import atomic_write
 
@@ -68,6 +68,7 @@ def _figure(report: Report) -> Any:
     for each, (title, rows) in zip(axes, panels, strict=True):
         _panel(each, title, rows, colours, scale)
     axes[-1].set_xlabel("token position")
+    figure.align_ylabels(axes)
     _colour_bar(figure, axes, colours, scale, report)
     return figure
 
@@ -83,16 +84,15 @@ def _title(report: Report) -> str:
 
 
 def _colours(report: Report) -> tuple[Any, Any]:
-    """The colour map, and the logarithmic scale from the smallest error above nothing to the largest."""
+    """The colour map, and the logarithmic scale: from the smallest error to the largest, or to the tolerance."""
     every = np.concatenate([np.array(row.errors) for row in report.heat])
     shown = every[(every > 0) & np.isfinite(every)]
     low, high = (float(shown.min()), float(shown.max())) if shown.size else (1e-16, 1e-15)
     # Whole powers of ten, at least two of them apart, so that the scale can be read.
+    high = max(high, _tolerance(report))
     bottom = math.floor(math.log10(low))
     top = max(math.ceil(math.log10(high)), bottom + 2)
-    colours = importlib.import_module("matplotlib").colormaps["viridis"].copy()
-    colours.set_bad(_NOTHING)
-    colours.set_over(_ENDLESS)
+    colours = importlib.import_module("matplotlib").colormaps["viridis"].with_extremes(bad=_NOTHING, over=_ENDLESS)
     return colours, importlib.import_module("matplotlib.colors").LogNorm(10.0**bottom, 10.0**top)
 
 
@@ -108,7 +108,7 @@ def _panel(axes: Any, title: str, rows: list[HeatRow], colours: Any, scale: Any)
         norm=scale,
         extent=(-0.5, T - 0.5, len(rows) - 0.5, -0.5),
     )
-    axes.set_ylabel(title if len(rows) > 1 else "", fontsize=9)
+    axes.set_ylabel(f"{title}\nof layer" if len(rows) > 1 else "", fontsize=9)
     step = max(1, math.ceil(len(rows) / 8))
     ticks = list(range(0, len(rows), step))
     axes.set_yticks(ticks, [_layer(rows[i], title) for i in ticks], fontsize=7)
@@ -131,10 +131,17 @@ def _pooled(errors: Array) -> Array:
 
 def _colour_bar(figure: Any, axes: list[Any], colours: Any, scale: Any, report: Report) -> None:
     mappable = importlib.import_module("matplotlib.cm").ScalarMappable(scale, colours)
-    bar = figure.colorbar(mappable, ax=axes, label="error: |a - b| / (1 + |b|); grey: none at all", pad=0.01)
-    tolerance = TOLERANCES[report.bound].values if report.bound in TOLERANCES else None
-    if tolerance is None and report.outputs is not None:
-        tolerance = max(each.tolerance for each in report.outputs.differences)
-    if tolerance is not None and scale.vmin < tolerance < scale.vmax:
+    endless = any(math.isinf(each) for row in report.heat for each in row.errors)
+    label = "error: |a - b| / (1 + |b|); grey: none" + ("; red: not a number" if endless else "")
+    bar = figure.colorbar(mappable, ax=axes, label=label, pad=0.01)
+    tolerance = _tolerance(report)
+    if scale.vmin < tolerance < scale.vmax:
         bar.ax.axhline(tolerance, color="red", linewidth=1.5)
         bar.ax.text(-0.2, tolerance, "tolerance", color="red", fontsize=8, va="center", ha="right")
+
+
+def _tolerance(report: Report) -> float:
+    """What logits, hidden states, attentions and past were held to."""
+    kinds = [kind for kind, _ in _PANELS]
+    held = [] if report.outputs is None else [each for each in report.outputs.differences if each.kind in kinds]
+    return held[0].tolerance if held else 0.0

@@ -306,7 +306,10 @@ class _Numpy:
                 "the numpy reference computes no gradients; leave out --gradients, or compare two of pt and tf"
             )
         asked: dict[str, Any] = {**inputs, **_AS_USED, "output_attentions": True}
-        for key, value in named(self._model(**asked)):
+        # What is no number is found and told by whoever compares.
+        with np.errstate(invalid="ignore", over="ignore"):
+            out = self._model(**asked)
+        for key, value in named(out):
             yield key, np.asarray(value)
 
     def gradients(self) -> Iterator[tuple[str, Array]]:

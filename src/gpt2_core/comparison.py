@@ -346,6 +346,7 @@ class Report:
 
     Attributes:
         a, b: what was compared; b is what a is held to.
+        read: rows and tokens of the input; None where the models were not run.
         bound: the row of `TOLERANCES` that was used, or "given" for a tolerance of the caller's.
         config: fields in which the configurations differ, with both values.
         notes: what else a reader should know, in words.
@@ -356,6 +357,7 @@ class Report:
 
     a: Run
     b: Run
+    read: tuple[int, ...] | None
     bound: str
     config: tuple[tuple[str, Any, Any], ...]
     notes: tuple[str, ...]
@@ -398,7 +400,14 @@ class Report:
             ) from cause
 
 
-def compare(a: Side, b: Side, *, tolerance: float | None = None, notes: Sequence[str] = ()) -> Report:
+def compare(
+    a: Side,
+    b: Side,
+    *,
+    tolerance: float | None = None,
+    read: tuple[int, ...] | None = None,
+    notes: Sequence[str] = (),
+) -> Report:
     """Hold ``a`` to ``b``: parameters, outputs, and gradients where both have them.
 
     Parameters have to be the same numbers. Where the files store them in unlike formats, the finer is rounded to the
@@ -406,7 +415,8 @@ def compare(a: Side, b: Side, *, tolerance: float | None = None, notes: Sequence
 
     Args:
         tolerance: in the place of the table, for everything, parameters too.
-        notes: remarks to be kept with the report.
+        read: rows and tokens of the input, to be kept with the report; and so are
+        notes: remarks in words.
     """
     stored = [side.stored or {} for side in (a, b)]
     unlike = {
@@ -428,6 +438,7 @@ def compare(a: Side, b: Side, *, tolerance: float | None = None, notes: Sequence
     return Report(
         a=_run(a),
         b=_run(b),
+        read=read,
         bound="given" if tolerance is not None else coarsest(formats),
         config=config_differences(a.config, b.config),
         notes=tuple(notes),
@@ -546,6 +557,7 @@ def _report(data: Mapping[str, Any]) -> Report:
     return Report(
         a=Run(**data["a"]),
         b=Run(**data["b"]),
+        read=None if data["read"] is None else tuple(data["read"]),
         bound=data["bound"],
         config=tuple((name, one, other) for name, one, other in data["config"]),
         notes=tuple(data["notes"]),
