@@ -249,16 +249,17 @@ def _translated(opened: Checkpoint) -> Checkpoint:
 
 def _looks_like(path: Path) -> bool:
     """Whether a file is HDF5 and, if that much can be read, has the attribute that Keras 1 and 2 wrote."""
-    with path.open("rb") as file:
-        if file.read(len(hdf5.SIGNATURE)) != hdf5.SIGNATURE:
+    with path.open("rb") as opened:
+        if opened.read(len(hdf5.SIGNATURE)) != hdf5.SIGNATURE:
             return False
-    file_map = MappedFile(path)
     try:
-        return not hdf5.contents(file_map).attributes[()].isdisjoint(_LISTS)
+        file = MappedFile(path)
+        try:
+            return not hdf5.root_attributes(file).isdisjoint(_LISTS)
+        finally:
+            file.close()
     except CheckpointError:
         return not path.name.endswith(".weights.h5")  # damaged: Keras 3 calls its own so
-    finally:
-        file_map.close()
 
 
 def _model_in(index: Path) -> str:
@@ -272,22 +273,32 @@ def _read_file(path: Path, writable: bool, *, model: str) -> Checkpoint:
     """One file, under the names that transformers has for its tensors."""
     file = MappedFile(path, writable=writable)
     try:
-        found = hdf5.contents(file)
-        if found.attributes.get((), frozenset()).isdisjoint(_LISTS):
-            raise CheckpointFormatError("it has no attribute layer_names, which transformers' tf_model.h5 has")
-        tensors: dict[str, Tensor] = {}
-        for array in found.arrays:
-            name = _weight_name(found, array.path, model)
-            if name in tensors:
-                name = "/".join(array.path)
-            if name in tensors:
-                raise CheckpointFormatError(f"two of its arrays are called {name[:200]!r}")
-            tensors[name] = file_tensor(file, array.dtype, array.shape, array.offset)
+        tensors = _tensors(file, model)
     except UnsafeCheckpointError as cause:
+        file.close()
         raise UnsafeCheckpointError(f"{path} is not safe to read: {cause}") from cause
     except CheckpointFormatError as cause:
+        file.close()
         raise CheckpointFormatError(f"{path} is not a sound tf_model.h5: {cause}") from cause
     return Checkpoint(tensors, format=NAME, path=path, close=file.close)
+
+
+def _tensors(file: MappedFile, model: str) -> dict[str, Tensor]:
+    found = hdf5.contents(file)
+    if found.attributes.get((), frozenset()).isdisjoint(_LISTS):
+        raise CheckpointFormatError(
+            "it is HDF5, but has no attribute layer_names, as what transformers' save_pretrained and Keras 2's "
+            "save_weights wrote has (a .weights.h5 of Keras 3 is another format)"
+        )
+    tensors: dict[str, Tensor] = {}
+    for array in found.arrays:
+        name = _weight_name(found, array.path, model)
+        if name in tensors:
+            name = "/".join(array.path)
+        if name in tensors:
+            raise CheckpointFormatError(f"two of its arrays are called {name[:200]!r}")
+        tensors[name] = file_tensor(file, array.dtype, array.shape, array.offset)
+    return tensors
 
 
 def _weight_name(found: hdf5.Contents, path: hdf5.Names, model: str) -> str:

@@ -136,6 +136,15 @@ def contents(file: MappedFile) -> Contents:
     return Contents(tuple(arrays), attributes)
 
 
+def root_attributes(file: MappedFile) -> frozenset[str]:
+    """The names of the root group's attributes, and nothing else of the file.
+
+    Raises: as `contents`.
+    """
+    reader = _Reader(file)
+    return frozenset(reader.object((), reader.root()).attributes)
+
+
 @dataclass
 class _Object:
     """What the messages of one object header say."""
@@ -156,14 +165,14 @@ class _Reader:
 
     def take(self, offset: int, count: int, what: str) -> bytes:
         """`count` bytes of the description, counted."""
-        self.left -= max(count, _LEAST_READ)
-        if self.left < 0:
-            raise CheckpointFormatError(f"its description takes more than {_MOST_DESCRIPTION} bytes")
         if offset + count > self.file.size:
             raise CheckpointFormatError(
                 f"{what} would stand at bytes {offset} to {offset + count} of {self.file.size}; "
                 f"it is truncated or damaged: fetch it again"
             )
+        self.left -= max(count, _LEAST_READ)
+        if self.left < 0:
+            raise CheckpointFormatError(f"its description takes more than {_MOST_DESCRIPTION} bytes")
         return self.file.bytes(offset, count)
 
     def walk(self) -> tuple[list[Array], dict[Names, frozenset[str]]]:
