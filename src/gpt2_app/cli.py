@@ -31,7 +31,11 @@ class Door(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As in click; remembers the arguments, for errors that come up before they are understood."""
         self._arguments = tuple(args[: args.index("--")] if "--" in args else args)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as error:
+            _make_harmless(error)
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; library errors end as typer.Exit with the code they stand for."""
@@ -39,6 +43,7 @@ class Door(TyperGroup):
         try:
             return super().invoke(ctx)
         except UsageError as error:
+            _make_harmless(error)
             if as_json:
                 from gpt2_app.terminal import write_json
 
@@ -46,9 +51,15 @@ class Door(TyperGroup):
                 write_json(failures.error_as_json("UsageError", message, failures.USAGE))
             raise
         except (failures.Failure, Gpt2Error, OSError, KeyboardInterrupt) as error:
-            if failures.wants_traceback():
-                raise
             raise typer.Exit(failures.report(error, as_json=as_json)) from error
+
+
+def _make_harmless(error: Exception) -> None:
+    """Usage errors are printed by typer itself, and quote what was typed."""
+    from gpt2_app.terminal import harmless
+
+    if isinstance(getattr(error, "message", None), str):
+        error.message = harmless(error.message)  # type: ignore[attr-defined]
 
 
 app = typer.Typer(

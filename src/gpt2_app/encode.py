@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from gpt2_app.terminal import Bytes
     from gpt2_core.tokenizer import GPT2Tokenizer
 
 _MANY = 1 << 16  # ids, from where on a table of spelt numbers pays
@@ -109,7 +110,7 @@ def _print(value: Any) -> None:
         write_json(value)
 
 
-def write_line(out: BinaryIO, ids: Iterable[list[int]]) -> None:
+def write_line(out: Bytes, ids: Iterable[list[int]]) -> None:
     """All ids on one line, separated by spaces."""
     first = True
     for some in ids:

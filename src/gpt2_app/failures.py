@@ -42,6 +42,11 @@ def reading_a_model() -> Iterator[None]:
         raise
     except Gpt2Error as error:
         raise Failure(error, UNREADABLE) from error
+    except OSError as cause:  # that no reader foresaw: without this it would be taken for an error of writing
+        which = f"{cause.filename}: " if cause.filename else ""
+        reason = f"{which}{cause.strerror or cause}"
+        unread = CheckpointError(f"the model's files cannot be read: {reason}; check the disk and the permissions")
+        raise Failure(unread, UNREADABLE) from cause
 
 
 def exit_code(error: BaseException) -> int:
@@ -67,6 +72,10 @@ def exit_code(error: BaseException) -> int:
 def report(error: BaseException, *, as_json: bool) -> int:
     """Tell what went wrong, on stderr and with `as_json` on stdout too; the exit code."""
     code = exit_code(error)
+    if wants_traceback():
+        from gpt2_app.terminal import write_traceback
+
+        write_traceback(error)
     if code in (INTERRUPTED, BROKEN_PIPE):
         from gpt2_app.terminal import silence_stdout
 
@@ -100,7 +109,7 @@ def error_as_json(kind: str, message: str, code: int) -> dict[str, object]:
 
 
 def wants_traceback() -> bool:
-    """Whether errors are to be raised as they are: GPT2_DEBUG=1, or --debug, which sets it."""
+    """Whether errors are to be shown with where they came up: GPT2_DEBUG=1, or --debug, which sets it."""
     return os.environ.get("GPT2_DEBUG", "") not in ("", "0")
 
 

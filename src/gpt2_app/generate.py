@@ -210,9 +210,6 @@ def _write_text(job: Job, *, show_prompt: bool, quiet: bool, seed_given: bool) -
     for_people = sys.stdout.isatty()
     made, seconds = 0, 0.0
 
-    def on_text(text: str) -> None:
-        terminal.write(terminal.harmless(text) if for_people else text)
-
     try:
         for number in range(job.samples):
             settings = job.settings_of(number)
@@ -220,7 +217,9 @@ def _write_text(job: Job, *, show_prompt: bool, quiet: bool, seed_given: bool) -
                 _heading(number, job.samples, settings.seed)
             if show_prompt:
                 _show_prompt(job.prompt, for_people)
-            sample = writing.write_text(job.runner, job.tokenizer, job.ids, settings, stops=job.stops, on_text=on_text)
+            sample = writing.write_text(
+                job.runner, job.tokenizer, job.ids, settings, stops=job.stops, on_text=terminal.write
+            )
             made, seconds = made + len(sample.ids), seconds + sample.seconds
             terminal.write("\n")
     except KeyboardInterrupt:
@@ -243,7 +242,7 @@ def _show_prompt(prompt: str, for_people: bool) -> None:
         return
     from rich.text import Text
 
-    terminal.console().print(Text(terminal.harmless(prompt), "bold"), end="", soft_wrap=True)
+    terminal.console().print(Text(prompt, "bold"), end="", soft_wrap=True)
     sys.stdout.flush()
 
 

@@ -15,6 +15,7 @@ from gpt2_core.checkpoints import Checkpoint, open_checkpoint
 from gpt2_core.checkpoints.naming import BUFFERS, HEADS, LM_HEAD, TOKENS, Matching, match, same_numbers
 from gpt2_core.config import PRESETS, GPT2Config
 from gpt2_core.errors import CheckpointError, HubError
+from gpt2_core.files import existing
 from gpt2_core.parameters import Head, parameter_table
 
 # The parts that parameters are counted by, the first that matches; of names as the parameter table writes them.
@@ -88,20 +89,19 @@ def inspect(name: str, *, offline: bool = False, tensors: bool = False) -> dict[
 
 
 def _find(name: str, offline: bool) -> Place:
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = existing(name)
+    if path is not None and not path.is_dir():
         if path.name == "config.json":
             note = "this is a configuration alone; give its folder to see the weights beside it"
             return Place(None, GPT2Config.from_json_file(path), str(path), [note])
         return _on_disk(path, path.parent)
     from gpt2_core.hub import resolve
 
-    local = path.is_dir()
     try:
         folder = resolve(name, kind="model", local_files_only=True)
     except HubError:
         # Not here as a whole. A name may still have a configuration: a preset's, or one from the hub.
-        if local or name not in PRESETS:
+        if path is not None or name not in PRESETS:
             folder = resolve(name, kind="config", local_files_only=offline)
             config_file = folder / "config.json"
             note = "the weights are not on this machine; what follows comes from the configuration alone"
@@ -116,7 +116,7 @@ def _find(name: str, offline: bool) -> Place:
 
 def _on_disk(weights: Path, folder: Path) -> Place:
     file = folder / "config.json"
-    if file.is_file():
+    if file.exists():
         return Place(weights, GPT2Config.from_json_file(file), str(file), [])
     note = f"there is no config.json in {folder}, so whether the tensors fit together cannot be told"
     return Place(weights, None, None, [note])

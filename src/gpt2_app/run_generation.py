@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from gpt2_app import backends, failures, terminal, writing
 from gpt2_app.vocabularies import DEFAULT_MODEL, load_tokenizer
@@ -28,15 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number, text in enumerate(generate(options), 1):
             terminal.write(f"=== GENERATED SEQUENCE {number} ===\n{text}\n")
     except (failures.Failure, Gpt2Error, OSError, KeyboardInterrupt) as error:
-        if failures.wants_traceback():
-            raise
         return failures.report(error, as_json=False)
     return failures.DONE
 
 
 def parser() -> argparse.ArgumentParser:
     """The options, with the defaults that their users know."""
-    it = argparse.ArgumentParser(
+    it = _Parser(
         prog="run_generation.py",
         description="Continue a text with GPT-2. `gpt2 generate` does the same with more comfort.",
     )
@@ -58,6 +56,11 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--fp16", action="store_true", help="compute in half precision")
     it.add_argument("--framework", default=None, metavar=backends.CHOICES, help="default: the first that is installed")
     return it
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(terminal.harmless(message))
 
 
 def _model_type(value: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import io
 import os
 import re
 import sys
@@ -49,9 +50,12 @@ def open_source(file: Path | None) -> Iterator[tuple[BinaryIO, str]]:
 
 def read_bytes(stream: BinaryIO, name: str, size: int = CHUNK) -> Iterator[bytes]:
     """What is there, in pieces, until the end. Raises: InputError, where reading fails, as on a folder."""
+    read = stream.read
+    if isinstance(stream, io.BufferedReader) and stream.isatty():
+        read = stream.read1  # what there is: to fill a piece it would wait beyond the first Ctrl-D
     while True:
         try:
-            data = stream.read(size)
+            data = read(size)
         except OSError as cause:
             raise InputError(f"cannot read {name}: {cause.strerror}; give a file, or - for standard input") from cause
         if not data:

@@ -1,14 +1,21 @@
-"""The three streams: UTF-8 everywhere, colour and progress for people only, and a closed pipe is no error."""
+"""The three streams: UTF-8 everywhere, colour and progress for people only, and a closed pipe is no error.
+
+Text of strangers leaves here and nowhere else: names, metadata and what models write may hold escape sequences, and a
+terminal would obey them. `write`, `binary_stdout` and `console` show them as pictures; into a pipe `write` and
+`binary_stdout` are exact.
+"""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import functools
 import io
 import json
 import os
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,17 +23,38 @@ if TYPE_CHECKING:
 # Unicode's pictures of the control characters: what text contains must not steer the terminal that shows it.
 _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 _PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+# JSON escapes the others itself.
+_ESCAPES = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
+_ASCII = ("ascii", "us-ascii", "ansi_x3.4-1968")
+
+
+class Bytes(Protocol):
+    """Where bytes can be written."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take some bytes."""
+
+    def flush(self) -> object:
+        """Pass on what is held back."""
 
 
 def prepare_streams() -> None:
     """Text goes in and out as UTF-8, whatever the locale; only a terminal keeps another encoding that it has.
 
-    What an encoding cannot write is escaped, so that no output fails half-way.
+    What an encoding cannot write is escaped, so that no output fails half-way. Streams that whoever started this has
+    closed are empty, and a terminal that calls itself 0 columns wide has no width.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115, PTH123 (for as long as the process lives)
+            setattr(sys, name, stream)
         if isinstance(stream, io.TextIOWrapper):
-            keep = stream.isatty() and stream.encoding.lower() not in ("ascii", "us-ascii", "ansi_x3.4-1968")
-            stream.reconfigure(encoding=None if keep else "utf-8", errors="backslashreplace")
+            keep = stream.isatty() and stream.encoding.lower() not in _ASCII
+            errors = "strict" if name == "stdin" else "backslashreplace"
+            stream.reconfigure(encoding=None if keep else "utf-8", errors=errors)
+    if os.environ.get("COLUMNS", "").strip("0") == "":
+        os.environ.pop("COLUMNS", None)
 
 
 def silence_stdout() -> None:
@@ -38,27 +66,62 @@ def silence_stdout() -> None:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A rich console, which knows about terminals, widths, NO_COLOR and FORCE_COLOR."""
-    from rich.console import Console
+    """A rich console, which knows about terminals, widths, NO_COLOR and FORCE_COLOR.
 
-    return Console(stderr=stderr, highlight=False)
+    All that it prints is harmless, and strings are plain text: style is given by rich's objects, never by markup.
+    """
+    return _console_class()(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+@functools.cache
+def _console_class() -> type[Console]:
+    from rich.console import Console, ConsoleOptions
+    from rich.segment import Segment
+
+    class HarmlessConsole(Console):
+        def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+            for text, style, control in super().render(renderable, options):
+                yield Segment(text if control else harmless(text), style, control)
+
+    return HarmlessConsole
 
 
 def write(text: str) -> None:
-    """Text to stdout at once."""
-    sys.stdout.write(text)
+    """Text to stdout at once: harmless on a terminal, else exact."""
+    sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
-def binary_stdout() -> BinaryIO:
-    """Stdout for bytes; what was written as text before it comes first."""
+def binary_stdout() -> Bytes:
+    """Stdout for bytes: text on a terminal, else exact; what was written as text before it comes first."""
     sys.stdout.flush()
-    return sys.stdout.buffer
+    return _Shown() if sys.stdout.isatty() else sys.stdout.buffer
+
+
+class _Shown:
+    """Bytes as harmless text with whole characters; `flush` ends the text."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def write(self, data: bytes, /) -> None:
+        write(self._decoder.decode(data))
+
+    def flush(self) -> None:
+        write(self._decoder.decode(b"", final=True))
 
 
 def write_json(value: Any) -> None:
-    """One JSON value on one line of stdout."""
-    write(json.dumps(value, ensure_ascii=False) + "\n")
+    """One JSON value on one line of stdout, control characters escaped."""
+    write(json.dumps(value, ensure_ascii=False).translate(_ESCAPES) + "\n")
+
+
+def write_traceback(error: BaseException) -> None:
+    """Where an error came up, on stderr."""
+    import traceback
+
+    sys.stderr.write(harmless("".join(traceback.format_exception(error))))
+    sys.stderr.flush()
 
 
 def harmless(text: str) -> str:
@@ -68,7 +131,7 @@ def harmless(text: str) -> str:
 
 def note(text: str, style: str = "dim") -> None:
     """A remark for people, on stderr."""
-    console(stderr=True).print(text, style=style, markup=False, soft_wrap=True)
+    console(stderr=True).print(text, style=style, soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,11 +27,13 @@ def load_tokenizer(name: str) -> GPT2Tokenizer:
 
     Raises: Failure with exit code 3 for files that cannot be used, HubError for a name that cannot be found.
     """
+    from gpt2_core.files import existing
     from gpt2_core.tokenizer import GPT2Tokenizer
 
-    path = Path(name)
     with reading_a_model():
-        return GPT2Tokenizer.from_pretrained(path.parent if path.is_file() else name)
+        path = existing(name)
+        is_file = path is not None and not path.is_dir()
+        return GPT2Tokenizer.from_pretrained(path.parent if path is not None and is_file else name)
 
 
 def check_special(value: str) -> str:

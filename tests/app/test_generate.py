@@ -275,7 +275,7 @@ def test_the_end_of_text_ends_the_text_and_is_not_shown() -> None:
 
 
 def test_a_framework_that_is_not_installed_says_how_to_get_it(gpt2: Run, tiny: str, monkeypatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else object())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "numpy" else None)
     result = gpt2(*of(tiny, PROMPT, framework="pt"))
     assert result.exit_code == 2
     assert "pip install 'gpt2-duet[pt]'" in result.stderr
