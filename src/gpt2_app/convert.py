@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from gpt2_core.conversion import Plan, Progress, Report, Source
 
 FORMATS = "safetensors|bin|h5|keras|openai|kerashub|nanogpt|llmc|gguf|flax|npz"
-_WIDEST = 400  # columns
 _UNITS = {"": 1, **{unit + "b": 1000**power for power, unit in enumerate(("", "k", "m", "g", "t"))}} | {
     f"{unit}ib": 1024**power for power, unit in enumerate(("k", "m", "g", "t"), 1)
 }
@@ -218,21 +217,16 @@ def show_plan(plan: Plan, *, verbose: bool) -> None:
 
 
 def _show_tensors(plan: Plan) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1))
-    table.add_column("here", no_wrap=True)
-    for title in (f"in {plan.source.checkpoint.format}", f"in {plan.format}"):
-        table.add_column(title, no_wrap=True, style="dim")
-    for title in ("shape", "dtype", "bytes"):
-        table.add_column(title, justify="right", no_wrap=True)
+    """One line for each tensor. Names are for searching and copying: a narrow terminal breaks lines, not names."""
+    lines = [("here", f"in {plan.source.checkpoint.format}", f"in {plan.format}", "shape", "dtype", "bytes")]
     for row in plan.rows:
         kind = row.dtype if row.dtype == row.source_dtype else f"{row.source_dtype} -> {row.dtype}"
         there = ("same" if name == row.name else terminal.harmless(name) for name in (row.source_name, row.target_name))
-        table.add_row(row.name, *there, " x ".join(map(str, row.shape)), kind, f"{row.bytes:,}")
-    # Names are for searching and copying: a narrow terminal may break lines, the table does not break names.
-    terminal.console().print(table, width=_WIDEST, crop=False)
+        lines.append((row.name, *there, " x ".join(map(str, row.shape)), kind, f"{row.bytes:,}"))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [cell.ljust(width) for cell, width in zip(line[:-1], widths, strict=False)]
+        terminal.write("  ".join([*cells, line[-1].rjust(widths[-1])]) + "\n")
 
 
 def show_report(report: Report) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from test_checkpoints import assert_same, is_view_of_a_file, some_tensors
 
-from gpt2_core.checkpoints import Tensor, bin, open_checkpoint, pickles
+from gpt2_core.checkpoints import Tensor, bin, open_checkpoint, pickles, zips
 from gpt2_core.checkpoints.bin import _KNOWN, Storage, read_tree
 from gpt2_core.errors import CheckpointError, CheckpointFormatError, UnsafeCheckpointError
 
@@ -143,7 +143,7 @@ def test_the_optimizers_state_of_torch_is_read(tmp_path: Path) -> None:
 
 def test_big_endian_files_are_read(tmp_path: Path) -> None:
     numbers = np.arange(6, dtype=">f4")
-    program = bin._program({"a": Tensor.of(np.zeros((2, 3), np.float32)), "m": Tensor.of(np.zeros(2, bool))})
+    program = bin._Program().complete({"a": Tensor.of(np.zeros((2, 3), np.float32)), "m": Tensor.of(np.zeros(2, bool))})
     path = archive(tmp_path / "a.bin", program, {"0": numbers.tobytes(), "1": b"\1\0"}, byteorder=b"big")
     assert np.array_equal(open_checkpoint(path).array("a"), numbers.reshape(2, 3))
     assert open_checkpoint(path).array("m").tolist() == [True, False]
@@ -165,9 +165,8 @@ def test_storages_are_aligned_as_torch_aligns_them(tmp_path: Path) -> None:
 
 
 def test_files_beyond_four_gigabytes_are_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wide fields are used from 2 GB on; here from 100 bytes on, so that the test needs no disk."""
-    monkeypatch.setattr(bin, "_ZIP64_FROM", 100)
-    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)
+    """The wide fields are used from 4 GB on; here from 100 bytes on, so that the test needs no disk."""
+    monkeypatch.setattr(zips, "_WIDE_FROM", 100)
     given = {"a": np.arange(100, dtype=np.float32), "b": np.arange(50, dtype=np.float64), "c": np.ones(1)}
     bin.write(tmp_path / "a.bin", given)
     assert b"PK\6\6" in (tmp_path / "a.bin").read_bytes()

@@ -32,7 +32,7 @@ def legacy() -> bytes:
     head = [pickle.dumps(value, 2) for value in (bin._MAGIC, 1001, machine)]
     storages = [tensor.size.to_bytes(8, "little") + tensor.raw().tobytes() for tensor in TENSORS.values()]
     keys = pickle.dumps([str(key) for key in range(len(TENSORS))], 2)
-    return b"".join([*head, bin._program(TENSORS), keys, *storages])
+    return b"".join([*head, bin._Program().complete(TENSORS), keys, *storages])
 
 
 @pytest.fixture(scope="module")

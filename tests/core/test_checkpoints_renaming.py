@@ -83,7 +83,7 @@ def test_a_moved_tensor_is_written_a_piece_at_a_time() -> None:
     moved = arranged(Tensor.of(big), pattern("I O -> O I"), {})
     assert moved is not None and moved.view().base is not None, "it is a view"
     pieces = list(moved.chunks())
-    assert len(pieces) == 2 and b"".join(pieces) == big.T.tobytes()
+    assert max(map(len, pieces)) <= 1 << 20 and b"".join(pieces) == big.T.tobytes()
 
 
 # A table --------------------------------------------------------------------------------------------------------------

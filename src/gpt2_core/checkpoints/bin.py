@@ -17,9 +17,8 @@ cannot call anything; `_KNOWN` is the whole list of globals.
 from __future__ import annotations
 
 import struct
-import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -66,9 +65,6 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _ZIP_START = b"PK\3\4"
 _LEGACY_STARTS = (b"\x8a\x0a" + _MAGIC.to_bytes(10, "little"), f"L{_MAGIC}L\n".encode())  # protocols 2 up, 0 and 1
-_ALIGNMENT = 64
-_ZIP64_FROM = 1 << 31
-_PADDING_FIELD = 0x4246  # "FB", the extra field that torch pads local headers with
 
 
 @dataclass(frozen=True)
@@ -446,46 +442,88 @@ def _contiguous(shape: Shape) -> tuple[int, ...]:
 
 
 def _write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> None:
-    refused = [name for name, tensor in tensors.items() if tensor.dtype not in _CLASSES]
-    if refused:
-        raise CheckpointError(
-            f"bin cannot hold {tensors[refused[0]].dtype} ({', '.join(refused[:5])}); expected one of "
-            f"{', '.join(_CLASSES)}; convert them, or use safetensors"
-        )
+    write_tree(path, tensors)
+
+
+def write_tree(path: Path, tree: Any) -> None:
+    """Write what torch.load gives back as it is: dicts, lists, tuples, texts, numbers, None, and tensors.
+
+    The other direction of `read_tree`. A `Tensor` that stands in several places is stored once, as torch stores tensors
+    that share their memory. Raises: CheckpointError for what cannot be stored, WriteError.
+    """
+    program = _Program()
+    content = program.complete(tree)
     root = "archive/"  # the name that torch gives when it does not know the file's
-    with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-
-        def add(name: str, size: int, chunks: Iterator[memoryview | bytes]) -> None:
-            entry = zipfile.ZipInfo(root + name)
-            wide = size >= _ZIP64_FROM
-            taken = file.tell() + 30 + len(entry.filename) + 4 + (20 if wide else 0)
-            padding = -taken % _ALIGNMENT
-            entry.extra = struct.pack("<HH", _PADDING_FIELD, padding) + bytes(padding)
-            with archive.open(entry, "w", force_zip64=wide) as target:
-                for chunk in chunks:
-                    target.write(chunk)
-
-        program = _program(tensors)
-        for name, content in (("data.pkl", program), ("byteorder", b"little")):
-            add(name, len(content), iter([content]))
-        for key, tensor in enumerate(tensors.values()):
-            add(f"data/{key}", tensor.nbytes, tensor.chunks())
+    with atomic_write(path) as file:
+        archive = zips.Writer(file)
+        for name, data in (("data.pkl", content), ("byteorder", b"little")):
+            archive.add(root + name, len(data), [data])
+        for key, tensor in enumerate(program.tensors):
+            archive.add(f"{root}data/{key}", tensor.nbytes, tensor.chunks())
             tensor.release()
-        add("version", 2, iter([b"3\n"]))
+        archive.add(f"{root}version", 2, [b"3\n"])
+        archive.finish()
 
 
-def _program(tensors: Mapping[str, Tensor]) -> bytes:
-    """The pickle of OrderedDict(name=_rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict()), ...)."""
-    ordered = _global("collections", "OrderedDict") + b")R"
-    rows = []
-    for key, (name, tensor) in enumerate(tensors.items()):
+class _Program:
+    """Makes the pickle of a tree. A tensor is _rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())."""
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self._keys: dict[int, int] = {}
+
+    def complete(self, tree: Any) -> bytes:
+        """The whole pickle, of protocol 2."""
+        return b"\x80\x02" + self.value(tree) + b"."
+
+    def state(self, tensors: Mapping[str, Tensor]) -> bytes:
+        """A state dict."""
+        refused = [name for name, tensor in tensors.items() if tensor.dtype not in _CLASSES]
+        if refused:
+            raise CheckpointError(
+                f"bin cannot hold {tensors[refused[0]].dtype} ({', '.join(refused[:5])}); expected one of "
+                f"{', '.join(_CLASSES)}; convert them, or use safetensors"
+            )
+        rows = b"".join(_text(name) + self.tensor(tensor) for name, tensor in tensors.items())
+        return _ORDERED + b"(" + rows + b"u"
+
+    def value(self, value: Any) -> bytes:
+        """Anything that may stand in a tree."""
+        if isinstance(value, Tensor):
+            return self.tensor(value)
+        if isinstance(value, Mapping):
+            if _is_state(value):  # an OrderedDict, as torch makes it; other dicts are plain
+                return self.state(value)
+            rows = b"".join(self.value(key) + self.value(item) for key, item in value.items())
+            return b"}(" + rows + b"u"
+        if isinstance(value, list | tuple):
+            items = b"".join(map(self.value, value))
+            return b"](" + items + b"e" if isinstance(value, list) else b"(" + items + b"t"
+        if value is None or isinstance(value, bool):
+            return {None: b"N", True: b"\x88", False: b"\x89"}[value]
+        if isinstance(value, int):
+            return _integer(value)
+        if isinstance(value, float):
+            return b"G" + struct.pack(">d", value)
+        if isinstance(value, str):
+            return _text(value)
+        raise CheckpointError(f"bin cannot hold a {type(value).__name__}; expected tensors and plain values")
+
+    def tensor(self, tensor: Tensor) -> bytes:
+        """A call that makes a tensor over its storage."""
+        key = self._keys.setdefault(id(tensor), len(self.tensors))
+        if key == len(self.tensors):
+            self.tensors.append(tensor)
         kind = _global("torch", _CLASSES[tensor.dtype])
         storage = b"(" + _text("storage") + kind + _text(str(key)) + _text("cpu") + _integer(tensor.size) + b"tQ"
         shape = b"(" + b"".join(map(_integer, tensor.shape)) + b"t"
         strides = b"(" + b"".join(map(_integer, _contiguous(tensor.shape))) + b"t"
-        arguments = b"(" + storage + _integer(0) + shape + strides + b"\x89" + ordered + b"t"
-        rows.append(_text(name) + _global("torch._utils", "_rebuild_tensor_v2") + arguments + b"R")
-    return b"\x80\x02" + ordered + b"(" + b"".join(rows) + b"u."
+        arguments = b"(" + storage + _integer(0) + shape + strides + b"\x89" + _ORDERED + b"t"
+        return _global("torch._utils", "_rebuild_tensor_v2") + arguments + b"R"
+
+
+def _is_state(tree: Mapping[Any, Any]) -> bool:
+    return all(isinstance(value, Tensor) for value in tree.values())
 
 
 def _global(module: str, name: str) -> bytes:
@@ -502,3 +540,6 @@ def _integer(number: int) -> bytes:
         return b"M" + struct.pack("<H", number)
     data = number.to_bytes(9, "little", signed=True)
     return b"\x8a" + bytes([len(data)]) + data
+
+
+_ORDERED = _global("collections", "OrderedDict") + b")R"

@@ -1,14 +1,17 @@
-"""Where the files of a stored (uncompressed) zip archive stand, so that they can be mapped rather than unpacked.
+"""Stored (uncompressed) zip archives: where their files stand, so that they can be mapped rather than unpacked.
 
-Refused: compressed or encrypted entries, entries that overlap, that stand twice, or whose name would leave a folder.
+Refused when reading: compressed or encrypted entries, entries that overlap, that stand twice, or whose name would
+leave a folder.
 Source: PKWARE's APPNOTE 6.3.9, sections 4.3.7 (local header), 4.3.12 (directory), 4.3.14 to 4.3.16 (its end).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from gpt2_core.checkpoints.tensors import MappedFile
 from gpt2_core.errors import CheckpointFormatError, UnsafeCheckpointError
@@ -21,6 +24,11 @@ _LOCAL = struct.Struct("<4s5H3I2H")
 _LONGEST_COMMENT = 0xFFFF
 _ENCRYPTED = 1 << 0 | 1 << 6 | 1 << 13
 _MOST_DIRECTORY = 1 << 24  # bytes; a state dict has about eighty per tensor
+_WIDE = 0xFFFFFFFF  # in the place of a number that stands in a zip64 field
+_WIDE_FROM = 0xFFFFFFFF
+_ALIGNMENT = 64  # bytes; numbers in the archive can be used where they stand
+_PADDING_FIELD = 0x4246  # "FB", the extra field that torch pads local headers with
+_DATE = (1980 - 1980) << 25 | 1 << 21 | 1 << 16  # the earliest there is: the same content gives the same bytes
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,71 @@ class Entry:
     offset: int
     size: int
     crc: int
+
+
+class Writer:
+    """Writes a stored archive, each file's data aligned to 64 bytes, its checksum computed on the way.
+
+    The standard library's writer took twice as long: it has no use for data that arrive in pieces of known size.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._at = file.tell()
+        self._directory: list[bytes] = []
+
+    def add(self, name: str, size: int, chunks: Iterable[memoryview | bytes]) -> None:
+        """Write one file of `size` bytes."""
+        raw, start = name.encode("utf-8"), self._at
+        zip64 = struct.pack("<HHQQ", 1, 16, size, size) if size >= _WIDE_FROM else b""
+        padding = -(start + _LOCAL.size + len(raw) + len(zip64) + 4) % _ALIGNMENT
+        extra = zip64 + struct.pack("<HH", _PADDING_FIELD, padding) + bytes(padding)
+        self._file.write(self._local(0, size, raw, extra))
+        crc = 0
+        for chunk in chunks:
+            crc = zlib.crc32(chunk, crc)
+            self._file.write(chunk)
+        self._at = start + _LOCAL.size + len(raw) + len(extra) + size
+        if self._file.tell() != self._at:
+            raise ValueError(f"{name} was to have {size} bytes")
+        self._file.seek(start)
+        self._file.write(self._local(crc, size, raw, extra))
+        self._file.seek(self._at)
+        self._directory.append(self._central(crc, size, raw, start))
+
+    def finish(self) -> None:
+        """Write the directory, which ends the archive."""
+        start, count = self._at, len(self._directory)
+        directory = b"".join(self._directory)
+        self._file.write(directory)
+        if start + len(directory) >= _WIDE_FROM or count >= 0xFFFF:
+            end = start + len(directory)
+            self._file.write(_END64.pack(b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(directory), start))
+            self._file.write(_LOCATOR.pack(b"PK\6\7", 0, end, 1))
+        short = min(count, 0xFFFF), _short(len(directory)), _short(start)
+        self._file.write(_END.pack(b"PK\5\6", 0, 0, short[0], short[0], short[1], short[2], 0))
+
+    def _local(self, crc: int, size: int, name: bytes, extra: bytes) -> bytes:
+        version, shown = (45, _WIDE) if size >= _WIDE_FROM else (20, size)
+        flags, date, time = 0x800, _DATE >> 16, 0
+        fixed = _LOCAL.pack(b"PK\3\4", version, flags, 0, time, date, crc, shown, shown, len(name), len(extra))
+        return fixed + name + extra
+
+    def _central(self, crc: int, size: int, name: bytes, start: int) -> bytes:
+        wide = b"".join(struct.pack("<Q", value) for value in (size, size) if size >= _WIDE_FROM)
+        wide += struct.pack("<Q", start) if start >= _WIDE_FROM else b""
+        extra = struct.pack("<HH", 1, len(wide)) + wide if wide else b""
+        version, shown, place = 45 if wide else 20, _short(size), _short(start)
+        fixed = _DIRECTORY.pack(
+            b"PK\1\2", version, version, 0x800, 0, 0, _DATE >> 16, crc, shown, shown,
+            len(name), len(extra), 0, 0, 0, 0, place,
+        )  # fmt: skip
+        return fixed + name + extra
+
+
+def _short(number: int) -> int:
+    """What stands in a field of 32 bits."""
+    return number if number < _WIDE_FROM else _WIDE
 
 
 def entries(file: MappedFile) -> dict[str, Entry]:
@@ -103,8 +176,8 @@ def _directory(file: MappedFile, count: int, start: int, end: int) -> Iterator[t
             raise UnsafeCheckpointError(f"the archive's entry {name[:200]!r} is encrypted; no checkpoint is")
         if method or packed != size:
             raise UnsafeCheckpointError(
-                f"the archive's entry {name[:200]!r} is compressed ({packed} to {size} bytes); torch.save never "
-                f"compresses: unpack it and save it again if you trust it"
+                f"the archive's entry {name[:200]!r} is compressed ({packed} to {size} bytes); a checkpoint's are "
+                f"not: unpack it and save it again (torch.save, numpy.savez) if you trust it"
             )
         yield name, local, Entry(_data_at(file, local, raw), size, crc)
     if at != len(data):
