@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from gpt2_app import compare, convert, decode, encode, failures, generate, info
+from gpt2_app import compare, convert, decode, encode, failures, generate, info, vocabularies
+from gpt2_app.wording import Options
 from gpt2_core.errors import Gpt2Error
 
 # The class of all usage errors, under whichever name the installed typer has its click.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+# How each command calls what the library's messages are about.
+OPTIONS: Mapping[str, Options] = {
+    "generate": generate.OPTIONS,
+    "encode": vocabularies.OPTIONS,
+    "decode": vocabularies.OPTIONS,
+}
 
 EPILOG = (
     "Exit codes: 0 done; 1 compare found a difference; 2 usage or bad input; 3 unreadable checkpoint or vocabulary; "
@@ -51,7 +59,9 @@ class Door(TyperGroup):
                 write_json(failures.error_as_json("UsageError", message, failures.USAGE))
             raise
         except (failures.Failure, Gpt2Error, OSError, KeyboardInterrupt) as error:
-            raise typer.Exit(failures.report(error, as_json=as_json)) from error
+            options = OPTIONS.get(ctx.invoked_subcommand)
+            code = failures.report(error, as_json=as_json, options=options, typed=self._arguments)
+            raise typer.Exit(code) from error
 
 
 def _make_harmless(error: Exception) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20  # bytes of text, or ids of an array, at a time
 _SEPARATORS = b" ,\t\r\n\f\v[]"
+# How files begin, whatever their names: numpy.save's and numpy.savez's.
+_KINDS = {b"\x93NUM": ".npy", b"PK\x03\x04": ".zip"}
 _BLANKS = bytes.maketrans(b",[]", b"   ")
 
 
@@ -56,11 +60,27 @@ def command(
 def _ids(arguments: list[str] | None, file: Path | None, dtype: str) -> Iterator[list[int]]:
     if arguments:
         yield parse(" ".join(arguments).encode("utf-8", "surrogateescape"), "IDS")
-    elif file is not None and file.suffix in (".npy", ".bin"):
-        yield from _of_array(file, dtype)
-    else:
-        with open_source(file) as (stream, name):
+        return
+    with open_source(file) as (stream, name):
+        kind = "" if file is None or str(file) == "-" else _kind(file, stream)
+        if file is not None and kind in (".npy", ".bin"):
+            yield from _of_array(file, kind, dtype)
+        elif kind == ".zip":
+            raise InputError(
+                f"{file} is an archive; expected one array of ids, or text: save the array that you mean with "
+                f"numpy.save, or with `gpt2 encode --output`"
+            )
+        else:
             yield from of_text(stream, name)
+
+
+def _kind(file: Path, stream: BinaryIO) -> str:
+    """What a file holds, by how it begins, else by its name; bare numbers may begin with anything."""
+    if file.suffix == ".bin" or not isinstance(stream, io.BufferedReader):
+        return file.suffix
+    with contextlib.suppress(OSError):  # of a folder, which reading it reports
+        return _KINDS.get(stream.peek(4)[:4], file.suffix)
+    return ""
 
 
 def of_text(stream: BinaryIO, name: str) -> Iterator[list[int]]:
@@ -95,11 +115,11 @@ def parse(data: bytes, name: str) -> list[int]:
     )
 
 
-def _of_array(file: Path, dtype: str) -> Iterator[list[int]]:
+def _of_array(file: Path, kind: str, dtype: str) -> Iterator[list[int]]:
     import numpy as np
 
     try:
-        if file.suffix == ".npy":
+        if kind == ".npy":
             array = np.load(file, mmap_mode="r", allow_pickle=False)
         elif file.stat().st_size == 0:
             return

@@ -64,6 +64,8 @@ def command(
         raise typer.BadParameter("--output writes ids alone; leave out --tokens, --count and --json")
     if count and tokens:
         raise typer.BadParameter("got both --count and --tokens; give one of them")
+    if output is not None and output.suffix == ".npz":
+        raise typer.BadParameter(f"--output {output} would be an archive of arrays; a single one is a .npy")
     tokenizer = load_tokenizer(model)
     with _pieces(tokenizer, text, file, whole=tokens or special == "forbid") as pieces:
         if tokens:

@@ -16,9 +16,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gpt2_app.main import BROKEN_PIPE, BUG, INTERRUPTED
+from gpt2_app.wording import Options, in_options
 from gpt2_core.errors import CheckpointError, ConfigError, Gpt2Error, HubError
 
 DONE, DIFFERENT, USAGE, UNREADABLE, MISMATCH, UNWRITABLE, NOT_FOUND = range(7)
@@ -69,8 +70,11 @@ def exit_code(error: BaseException) -> int:
     return BUG
 
 
-def report(error: BaseException, *, as_json: bool) -> int:
-    """Tell what went wrong, on stderr and with `as_json` on stdout too; the exit code."""
+def report(error: BaseException, *, as_json: bool, options: Options | None = None, typed: Sequence[str] = ()) -> int:
+    """Tell what went wrong, on stderr and with `as_json` on stdout too; the exit code.
+
+    `options` and `typed` are for `gpt2_app.wording.in_options`.
+    """
     code = exit_code(error)
     if wants_traceback():
         from gpt2_app.terminal import write_traceback
@@ -83,7 +87,7 @@ def report(error: BaseException, *, as_json: bool) -> int:
             silence_stdout()
         return code
     shown = error.error if isinstance(error, Failure) else error
-    message = str(shown)
+    message = in_options(shown, options or {}, typed)
     if isinstance(shown, OSError) and not isinstance(shown, Gpt2Error):
         message = f"cannot write the output: {shown.strerror or shown}; check the disk and what reads it"
     tell(type(shown).__name__, message, code, as_json=as_json)

@@ -24,6 +24,21 @@ if TYPE_CHECKING:
 TEMPERATURE, TOP_K = 0.7, 40
 LENGTH = 200  # about 150 words
 FILL = -1
+# How the settings that the library's messages name are typed here.
+OPTIONS = {
+    "max_new_tokens": ("--length", "--max-new-tokens", "-n"),
+    "top_k": ("--top-k",),
+    "top_p": ("--top-p",),
+    "min_p": ("--min-p",),
+    "repetition_penalty": ("--repetition-penalty",),
+    "temperature": ("--temperature", "-t"),
+    "seed": ("--seed", "-s"),
+    "dtype": ("--dtype",),
+    "device": ("--device",),
+    "framework": ("--framework", "-F"),
+    "leave out do_sample": ("use --greedy",),
+    'use "gpt2"': ("use --tokenizer gpt2",),
+}
 
 
 def command(
@@ -93,6 +108,10 @@ def command(
     from the token that stands between texts. Every sample can be had again alone, with the seed shown beside it.
     """
     chosen = _sampling(greedy, temperature, top_k, top_p, min_p, repetition_penalty)
+    if greedy and samples > 1:
+        raise typer.BadParameter(
+            f"--greedy writes the same text every time; leave out --samples {samples}, or leave out --greedy"
+        )
     if stop and "" in stop:
         raise typer.BadParameter("--stop is an empty text, which every text holds; give at least one character")
     settings = _settings(chosen, length, seed)

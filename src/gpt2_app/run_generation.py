@@ -12,12 +12,27 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from gpt2_app import backends, failures, terminal, writing
+from gpt2_app.sources import check_argument
 from gpt2_app.vocabularies import DEFAULT_MODEL, load_tokenizer
-from gpt2_core.errors import Gpt2Error
+from gpt2_core.errors import GenerationError, Gpt2Error, InputError
 
 if TYPE_CHECKING:
     from gpt2_app.backends import Runner
     from gpt2_core.sampling import GenerationConfig
+
+
+# How the settings that the library's messages name are typed here.
+_OPTIONS = {
+    "max_new_tokens": ("--length",),
+    "top_k": ("--k",),
+    "top_p": ("--p",),
+    "repetition_penalty": ("--repetition_penalty",),
+    "num_return_sequences": ("--num_return_sequences",),
+    "temperature": ("--temperature",),
+    "seed": ("--seed",),
+    "framework": ("--framework",),
+    "leave out do_sample": ("use --temperature 0",),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number, text in enumerate(generate(options), 1):
             terminal.write(f"=== GENERATED SEQUENCE {number} ===\n{text}\n")
     except (failures.Failure, Gpt2Error, OSError, KeyboardInterrupt) as error:
-        return failures.report(error, as_json=False)
+        return failures.report(error, as_json=False, options=_OPTIONS)
     return failures.DONE
 
 
@@ -84,7 +99,9 @@ def generate(options: argparse.Namespace) -> list[str]:
     """
     settings = _settings(options)
     framework = backends.choose(options.framework).name
-    prompt = options.prompt or _ask()
+    prefix = check_argument(options.prefix, "--prefix") or check_argument(options.padding_text, "--padding_text")
+    stop = check_argument(options.stop_token or "", "--stop_token")
+    prompt = check_argument(options.prompt, "--prompt") or _ask()
     with terminal.busy(f"loading {options.model_name_or_path} ..."):
         tokenizer = load_tokenizer(options.model_name_or_path)
         runner = backends.load(
@@ -93,16 +110,21 @@ def generate(options: argparse.Namespace) -> list[str]:
             "cpu" if options.no_cuda else None,
             "float16" if options.fp16 else None,
         )
-    ids = writing.prompt_ids(runner, tokenizer, (options.prefix or options.padding_text) + prompt)
+    ids = writing.prompt_ids(runner, tokenizer, prefix + prompt)
     settings = settings.replace(max_new_tokens=_length(options.length, runner, ids))
     rows = runner.generate([ids], settings, None)
-    return [prompt + _cut(tokenizer.decode(_new(row, ids, runner), True), options.stop_token) for row in rows]
+    return [prompt + _cut(writing.text_of(tokenizer, _new(row, ids, runner)), stop) for row in rows]
 
 
 def _settings(options: argparse.Namespace) -> GenerationConfig:
     from gpt2_core.sampling import GenerationConfig
 
     if options.temperature == 0:
+        if options.num_return_sequences > 1:
+            raise GenerationError(
+                f"--temperature 0 writes the same text every time; leave out --num_return_sequences "
+                f"{options.num_return_sequences}, or give a temperature above 0"
+            )
         return GenerationConfig(repetition_penalty=options.repetition_penalty, seed=options.seed)
     return GenerationConfig(
         do_sample=True,
@@ -116,9 +138,17 @@ def _settings(options: argparse.Namespace) -> GenerationConfig:
 
 
 def _ask() -> str:
-    """The prompt, from whoever started this. Raises: KeyboardInterrupt where they end the input instead."""
+    """The prompt, from whoever started this.
+
+    Raises: KeyboardInterrupt where they end the input instead, InputError where it is not UTF-8.
+    """
     try:
         return input("Model prompt >>> ")
+    except UnicodeDecodeError as cause:
+        raise InputError(
+            f"the prompt is not UTF-8: byte 0x{cause.object[cause.start]:02x} at {cause.start}; check the encoding of "
+            f"the terminal or file that it comes from"
+        ) from cause
     except EOFError:
         sys.stdout.write("\n")
         raise KeyboardInterrupt from None
@@ -136,5 +166,5 @@ def _new(row: Sequence[int], prompt: Sequence[int], runner: Runner) -> list[int]
     return new[: ends[0]] if ends else new
 
 
-def _cut(text: str, stop: str | None) -> str:
+def _cut(text: str, stop: str) -> str:
     return text if not stop else text.partition(stop)[0]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "gpt2-tales"
 _SPECIAL = ("allow", "forbid", "text")
 
+OPTIONS = {'use "gpt2"': ("use --model gpt2",)}
 TokenizerOption = Annotated[
     str,
     typer.Option(

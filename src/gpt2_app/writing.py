@@ -41,6 +41,31 @@ class Sample:
     seconds: float
 
 
+class Speller:
+    """Characters from ids that come one by one, special tokens left out.
+
+    An id that the tokenizer does not have, as a model with a padded vocabulary may write it, is U+FFFD.
+    """
+
+    def __init__(self, tokenizer: GPT2Tokenizer) -> None:
+        self._stream = tokenizer.decode_stream(skip_special_tokens=True)
+        self._size = len(tokenizer)
+
+    def push(self, index: int) -> str:
+        """The characters that this id completes, maybe none."""
+        return self._stream.push(index) if index < self._size else self._stream.finish() + "\ufffd"
+
+    def finish(self) -> str:
+        """What is left of a character that was begun."""
+        return self._stream.finish()
+
+
+def text_of(tokenizer: GPT2Tokenizer, ids: Sequence[int]) -> str:
+    """The text of these ids, as a `Speller` spells it."""
+    speller = Speller(tokenizer)
+    return "".join([*map(speller.push, ids), speller.finish()])
+
+
 class _Enough(Exception):
     """Raised out of a model's loop when a stop text has come up."""
 
@@ -52,7 +77,7 @@ class Listener:
     """
 
     def __init__(self, tokenizer: GPT2Tokenizer, stops: Sequence[str], on_text: Callable[[str], Any]) -> None:
-        self._stream = tokenizer.decode_stream(skip_special_tokens=True)
+        self._stream = Speller(tokenizer)
         self._stops = tuple(stops)
         self._on_text = on_text
         self._held = ""

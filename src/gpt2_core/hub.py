@@ -201,7 +201,7 @@ class _Repository:
         else:
             raise HubError(
                 f"{self} has neither vocab.json with merges.txt nor tokenizer.json{self._offline_hint()}; "
-                f"GPT2Tokenizer() is GPT-2's own vocabulary and needs no file"
+                f'use "gpt2" for GPT-2\'s own vocabulary, which needs no file'
             )
         pinned = self._at(first)
         for name in names[1:]:

@@ -265,6 +265,25 @@ def test_array_files_that_hold_no_ids_are_refused(gpt2: Run, tmp_path: Path) -> 
         assert file.name in result.stderr
 
 
+def test_archives_of_arrays_are_told_from_text(gpt2: Run, tmp_path: Path) -> None:
+    np.savez(tmp_path / "ids.npz", ids=np.array([64, 65]))
+    (tmp_path / "renamed").write_bytes((tmp_path / "ids.npz").read_bytes())
+    (tmp_path / "named.npy").write_bytes((tmp_path / "ids.npz").read_bytes())
+    for name in ("ids.npz", "renamed", "named.npy"):
+        result = gpt2("decode", "--file", tmp_path / name)
+        assert result.exit_code == 2
+        assert f"{name} is an archive" in result.stderr
+        assert "numpy.save" in result.stderr
+    np.save(tmp_path / "ids.npy", np.array([64, 65]))
+    (tmp_path / "array").write_bytes((tmp_path / "ids.npy").read_bytes())
+    assert gpt2("decode", "--file", tmp_path / "array").stdout == "ab"
+    (tmp_path / "ids.bin").write_bytes(b"PK\x03\x04")
+    assert gpt2("decode", "--file", tmp_path / "ids.bin").stdout == TOKENIZER.decode([0x4B50, 0x0403])
+    result = gpt2("encode", "a", "--output", tmp_path / "out.npz")
+    assert result.exit_code == 2
+    assert not (tmp_path / "out.npz").exists()
+
+
 # -- whole processes -----------------------------------------------------------------------------------------
 
 

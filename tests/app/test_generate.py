@@ -19,8 +19,12 @@ from hypothesis import strategies as st
 
 from gpt2_app import backends, generate, terminal, writing
 from gpt2_app.backends import Runner
+from gpt2_core.checkpoints import Tensor
 from gpt2_core.config import GPT2Config
 from gpt2_core.errors import InputError
+from gpt2_core.initialization import initial_values
+from gpt2_core.parameters import Head
+from gpt2_core.pretrained import save_pretrained
 from gpt2_core.reference import ReferenceModel
 from gpt2_core.sampling import GenerationConfig
 from gpt2_core.tokenizer import GPT2Tokenizer
@@ -163,18 +167,27 @@ def test_without_a_length_the_text_ends_with_the_window(gpt2_json: Run, tiny: st
 @pytest.mark.parametrize(
     ("prompt", "chosen", "message"),
     [
-        (PROMPT, ["-n", "46"], "this model has 48 positions"),
+        (PROMPT, ["-n", "46"], "this model has 48 positions; ask for at most -n 44"),
         ("a " * 60, [], "48 positions"),
-        (PROMPT, ["-n", "0"], "max_new_tokens is 0"),
-        (PROMPT, ["--top-p", "3"], "top_p is 3.0"),
-        (PROMPT, ["--seed", "-1"], "seed is -1"),
+        (PROMPT, ["-n", "0"], "-n is 0, expected a whole number of at least 1"),
+        (PROMPT, ["-n0"], "-n is 0"),
+        (PROMPT, ["--length=0"], "--length is 0"),
+        (PROMPT, ["--max-new-tokens", "0"], "--max-new-tokens is 0"),
+        (PROMPT, ["--top-p", "3"], "--top-p is 3.0"),
+        (PROMPT, ["--top-k", "-3"], "--top-k is -3"),
+        (PROMPT, ["--min-p", "2"], "--min-p is 2.0"),
+        (PROMPT, ["--repetition-penalty", "0"], "--repetition-penalty is 0.0"),
+        (PROMPT, ["--temperature", "-1"], "--temperature is -1.0, expected a number above 0 (for the likeliest token "),
+        (PROMPT, ["--temperature", "-1"], "every time, use --greedy)"),
+        (PROMPT, ["--seed", "-1"], "--seed is -1, expected a whole number"),
+        (PROMPT, ["--greedy", "--samples", "2"], "--greedy writes the same text every time"),
         (PROMPT, ["--temperature", "0"], "--greedy"),
         (PROMPT, ["--greedy", "--top-k", "3"], "--top-k cannot change"),
         (PROMPT, ["--stop", ""], "--stop is an empty text"),
         (PROMPT, ["--samples", "0"], "samples"),
-        (PROMPT, ["--framework", "tensorbow"], "framework 'tensorbow' is not known"),
-        (PROMPT, ["--dtype", "float8"], "dtype is 'float8'"),
-        (PROMPT, ["--device", "tpu"], "runs on cpu alone"),
+        (PROMPT, ["--framework", "tensorbow"], "--framework 'tensorbow' is not known"),
+        (PROMPT, ["--dtype", "float8"], "--dtype is 'float8'"),
+        (PROMPT, ["--device", "tpu"], "--device is 'tpu'"),
         (PROMPT, ["--file", "x"], "give one of them"),
     ],
 )
@@ -307,10 +320,47 @@ def test_files_that_cannot_be_used_are_exit_code_3(gpt2: Run, tiny: str, tmp_pat
     assert gpt2(*of(str(tmp_path), PROMPT)).exit_code == 3
 
 
-def test_a_folder_without_a_vocabulary_is_exit_code_3(gpt2: Run, tiny: str) -> None:
-    result = gpt2("generate", PROMPT, "--model", tiny, "--framework", "numpy")
-    assert result.exit_code == 3
-    assert "holds no tokenizer" in result.stderr
+def test_a_folder_without_a_vocabulary_is_exit_code_3_and_the_option_that_helps_is_named(gpt2: Run, tiny: str) -> None:
+    for arguments, option in (
+        (("generate", PROMPT, "--framework", "numpy"), "--tokenizer gpt2"),
+        (("encode", PROMPT), "--model gpt2"),
+        (("decode", "64"), "--model gpt2"),
+    ):
+        result = gpt2(*arguments, "--model", tiny)
+        assert result.exit_code == 3
+        assert "holds no tokenizer" in result.stderr
+        assert f"use {option} for GPT-2's own vocabulary" in result.stderr
+
+
+def test_words_of_the_library_that_stand_in_names_and_paths_stay_as_they_are(
+    gpt2: Run, tiny: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "seed max_new_tokens"
+    folder.mkdir()
+    result = gpt2("generate", PROMPT, "--model", folder, "--tokenizer", "gpt2", "--framework", "numpy")
+    assert str(folder) in result.stderr
+    as_json = gpt2(*of(tiny, PROMPT, "-n", "0", "--json"))
+    assert json.loads(as_json.stdout)["error"]["message"].startswith("-n is 0")
+
+
+def test_ids_beyond_the_tokenizer_are_shown_as_what_they_are_not(gpt2: Run, gpt2_json: Run, tmp_path: Path) -> None:
+    """Vocabularies are padded to a round number for speed: a model may write ids that have no text."""
+    config = TINY.replace(vocab_size=50304)
+    values = {name: Tensor.of(value) for name, value in initial_values(config).items()}
+    # The table's last rows are so long that these tokens are the likeliest by far, whichever way the stream points.
+    table = initial_values(config)["transformer.wte.weight"].copy()
+    table[50300:] *= 1000
+    values["transformer.wte.weight"] = Tensor.of(table)
+    save_pretrained(tmp_path, config, Head.LM, values, architecture="GPT2LMHeadModel")
+    arguments = of(str(tmp_path), PROMPT, "-n", 5, "--greedy")
+    found = gpt2_json(*arguments)
+    assert max(found["ids"]) > 50256
+    assert found["text"].count("\ufffd") >= sum(index > 50256 for index in found["ids"])
+    assert gpt2(*arguments).stdout == f"{PROMPT}{found['text']}\n"
+
+
+def test_what_was_begun_before_an_id_without_text_is_not_lost() -> None:
+    assert heard("", [], [*TOKENIZER.encode("🐉")[:-1], 50300, 64])[0].text == "\ufffd\ufffda"
 
 
 def test_a_model_that_is_not_found_is_exit_code_6(gpt2: Run) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from app_process import TINY, environment
 
-from gpt2_app import run_generation
+from gpt2_app import run_generation, writing
 from gpt2_core.reference import ReferenceModel
 from gpt2_core.tokenizer import GPT2Tokenizer
 
@@ -77,6 +77,39 @@ def test_temperature_zero_takes_the_likeliest(model: str, capsys) -> None:
     assert run(capsys, model, "--prompt", PROMPT, "--temperature", 0, "--length", 9) == [TOKENIZER.decode(rows[0])]
 
 
+def test_the_likeliest_text_is_one_and_asking_for_more_is_refused(model: str, capsys) -> None:
+    given = ["--model_name_or_path", model, "--framework", "numpy", "--prompt", PROMPT, "--temperature", "0"]
+    assert run_generation.main([*given, "--num_return_sequences", "3"]) == 2
+    captured = capsys.readouterr()
+    assert "--num_return_sequences 3" in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {}])
+@pytest.mark.parametrize("way", ["typed", "--prompt", "--prefix"])
+def test_text_is_utf8_whatever_the_locale(model: str, locale: dict[str, str], way: str) -> None:
+    prompt = "naïve 🐉"
+    command = [sys.executable, str(SCRIPT), "--model_name_or_path", model, "--framework", "numpy", "--length", "1"]
+    if way != "typed":
+        command += [way, prompt]
+    done = subprocess.run(
+        command, input=f"{prompt}\n".encode(), capture_output=True, env=environment(**locale), check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert prompt in done.stdout.decode("utf-8")
+
+
+def test_a_typed_prompt_that_is_not_utf8_is_refused(model: str) -> None:
+    command = [sys.executable, str(SCRIPT), "--model_name_or_path", model, "--framework", "numpy"]
+    done = subprocess.run(command, input=b"a\xff\n", capture_output=True, env=environment(), check=False)
+    assert done.returncode == 2
+    assert b"prompt is not UTF-8" in done.stderr
+    assert b"Traceback" not in done.stderr
+    done = subprocess.run([*command, "--prompt", b"a\xff"], capture_output=True, env=environment(), check=False)
+    assert done.returncode == 2
+    assert b"--prompt is not valid UTF-8" in done.stderr
+
+
 def test_it_asks_for_a_prompt_when_none_was_given(model: str, capsys, monkeypatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or PROMPT)
@@ -129,9 +162,28 @@ def test_what_only_other_models_have_is_refused(capsys, arguments: list[str], me
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"), [(["--p", "2"], 2), (["--length", "45"], 2), (["--model_name_or_path", "./missing"], 6)]
+    ("arguments", "code", "told"),
+    [
+        (["--p", "2"], 2, "--p is 2.0"),
+        (["--k", "-1"], 2, "--k is -1"),
+        (["--length", "0"], 2, "--length is 0, expected a whole number"),
+        (["--length", "45"], 2, "at most --length 44"),
+        (["--num_return_sequences", "0"], 2, "--num_return_sequences is 0"),
+        (["--temperature", "-1"], 2, "use --temperature 0)"),
+        (["--seed", "-1"], 2, "--seed is -1"),
+        (["--model_name_or_path", "./missing"], 6, "./missing"),
+    ],
 )
-def test_library_errors_are_one_message_and_an_exit_code(model: str, capsys, arguments: list[str], code: int) -> None:
+def test_library_errors_are_one_message_in_the_words_that_were_typed(
+    model: str, capsys, arguments: list[str], code: int, told: str
+) -> None:
     given = ["--model_name_or_path", model, "--framework", "numpy", "--prompt", PROMPT, *arguments]
     assert run_generation.main(given) == code
-    assert capsys.readouterr().err.startswith("error: ")
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert told in error
+
+
+def test_ids_beyond_the_tokenizer_do_not_stop_it() -> None:
+    assert writing.text_of(TOKENIZER, [64, 50300, 65, 50256]) == "a\ufffdb"
+    assert writing.text_of(TOKENIZER, TOKENIZER.encode("🐉")[:-1]) == "\ufffd"
