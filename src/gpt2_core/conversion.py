@@ -35,7 +35,7 @@ from gpt2_core.checkpoints.holds import (
     lost,
     objections,
 )
-from gpt2_core.checkpoints.naming import HEADS, LM_HEAD, PREFIX, Matching, match, names_in_file
+from gpt2_core.checkpoints.naming import HEADS, LM_HEAD, PREFIX, Matching, match
 from gpt2_core.checkpoints.tensors import STORAGE, Shape, Tensor, converted, watched
 from gpt2_core.checkpoints.tokenizers import HUB_FILES, OPENAI_FILES, gpt2_parts, hub_files, parts_beside
 from gpt2_core.config import GPT2Config
@@ -418,6 +418,9 @@ def _notes(plan: Plan, wants_tokenizer: bool) -> Iterator[str]:
     source, holds = plan.source, plan.holds
     yield from source.known.notes
     yield from source.checkpoint.notes
+    remarks: Callable[[About], Sequence[str]] | None = getattr(plan.module, "remarks", None)
+    if remarks is not None:
+        yield from remarks(About(source.config, source.head, None, plan.dtype))
     for name, value in plan.lost.items():
         yield f"{plan.format} has no place for {name}={value!r} of the configuration; it is not in the result"
     metadata = {key: value for key, value in source.checkpoint.metadata.items() if key != "format"}
@@ -580,9 +583,8 @@ def _verify(plan: Plan, place: Path, progress: Progress) -> Verification:
     source, expected = plan.source, plan.expected()
     with plan.module.read(place) as result:
         _check_config(plan, result)
-        there = names_in_file(result, parameter_table(source.config, source.head))
-        here = {theirs: ours for ours, theirs in there.items()}
-        found = {here.get(name, name): tensor for name, tensor in result.items()}
+        matching = _match(result, source.config, source.head, chosen=False)
+        found = {name: result[theirs] for name, theirs in matching.names.items()}
         total = sum(tensor.nbytes for tensor in expected.values())
         verification = check_tensors(expected, found, _counter(progress, "verify", total))
         if plan.verify == "tensors":

@@ -16,6 +16,8 @@ that differs renames on the way in and out. What a format may have besides, with
     NAMES                              its table of names and layouts (`renaming.Names`); else names are the hub's
     stored_dtype(name, shape, dtype)   the number format of a parameter where `dtype` was asked for; else `dtype`
     rounded(name, tensor, dtype)       the tensor as it will be read back, for the dtypes in HOLDS.quantized
+    remarks(about)                     sentences that a person should read before such a model is written
+    SUFFIXES                           how names of files end that are one of this format; else that of FILES[0]
 
 and `write` takes ``about=`` (`holds.About`) if HOLDS says that the config or the tokenizer goes inside. What `read`
 learns beyond tensors it gives as attributes of the Checkpoint. docs/adding-a-format.md is the specification.
