@@ -16,6 +16,7 @@ import argparse
 import json
 import lzma
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -119,26 +120,41 @@ def xz_bits(data: bytes, before: bytes = b"") -> int:
     return packed(before + data) - (packed(before) if before else 0)
 
 
-def main() -> None:
+def read_texts(folder: Path) -> dict[str, str]:
+    """The stories of a folder by name. Raises: ValueError, OSError."""
+    texts = {}
+    for path in sorted(folder.glob("*.txt")):
+        try:
+            texts[path.stem] = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as cause:
+            raise ValueError(f"{path} is not UTF-8 ({cause}); convert it first, for example with iconv") from cause
+    if not texts:
+        raise ValueError(f"{folder} holds no .txt files; expected stories in train/ and validation/ of --data")
+    return texts
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", default="gpt2-tales")
+    parser.add_argument("--data", type=Path, required=True, help="folder with train/*.txt and validation/*.txt")
+    parser.add_argument("--model", default="gpt2-tales", help="a name or a folder")
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    try:
+        stories, books = read_texts(args.data / "train"), read_texts(args.data / "validation")
+        model = GPT2LMHeadModel.from_pretrained(args.model)
+    except (ValueError, OSError) as error:  # the library's own errors among them
+        parser.error(str(error))
     tokenizer = GPT2Tokenizer()
-    stories = [path.read_text(encoding="utf-8") for path in sorted((args.data / "train").glob("*.txt"))]
-    train = np.concatenate([encode(tokenizer, story) for story in stories])
+    train = np.concatenate([encode(tokenizer, story) for story in stories.values()])
     grams = KneserNey(train, vocabulary=50257)
-    before = "".join(stories).encode()
-    model = GPT2LMHeadModel.from_pretrained(args.model)
+    before = "".join(stories.values()).encode()
     table = []
-    for path in sorted((args.data / "validation").glob("*.txt")):
-        text = path.read_text(encoding="utf-8")
+    for name, text in books.items():
         data, tokens = text.encode(), encode(tokenizer, text)
         bits = model_bits(model, tokens)
         table.append(
             {
-                "book": path.stem,
+                "book": name,
                 "bytes": len(data),
                 "tokens": len(tokens) - 1,
                 "model": round(bits / len(data), 4),
