@@ -26,7 +26,7 @@ from gpt2_core.errors import CheckpointError, CheckpointFormatError, CheckpointM
 from gpt2_core.parameters import Head, parameter_table
 from gpt2_core.pretrained import open_pretrained
 from gpt2_core.reference import ReferenceModel
-from models import HEADS, random_config, random_parameters, small_config
+from models import HEADS, padded_mask, random_config, random_parameters, small_config
 from tolerances import TRANSFORMERS, error
 
 PEERS = Path(__file__).parent.parent / "peers"
@@ -72,7 +72,7 @@ def assert_same(opened: Any, given: dict[str, Tensor]) -> None:
 def real_ones(name: str, value: np.ndarray, real: np.ndarray) -> np.ndarray:
     """The part of an output that belongs to real tokens; `real` is (rows, T). What padding sees is nobody's concern."""
     rows, T = real.shape
-    if name == "hidden_states":
+    if name in ("hidden_states", "last_hidden_state") or (name == "logits" and value.ndim == 3):
         return value.reshape(rows, T, -1)[real]
     if name == "attentions":
         return value.swapaxes(1, 2)[real]  # (rows, H, T, S) -> (real, H, S)
@@ -527,3 +527,100 @@ def test_arrays_are_views_of_the_mapped_file(tmp_path: Path) -> None:
 
 def test_the_docstrings_examples_are_true() -> None:
     assert doctest.testmod(h5).failed == 0 and doctest.testmod(parameters).failed == 0
+
+
+# transformers 4.57 itself ---------------------------------------------------------------------------------------------
+
+INTERPRETER = os.environ.get("GPT2_DUET_TRANSFORMERS4", "")
+CLASSES = {
+    "none": "TFGPT2Model",
+    "lm": "TFGPT2LMHeadModel",
+    "double": "TFGPT2DoubleHeadsModel",
+    "sequence": "TFGPT2ForSequenceClassification",
+}
+#: What their TensorFlow classes do not know, or do otherwise whatever the config says.
+PLAIN = {
+    "tie_word_embeddings": True,
+    "pruned_heads": {},
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "summary_type": "cls_index",
+    "pad_token_id": 0,
+}
+JOBS = [
+    (seed, head, most, dtype)
+    for seed, (head, most, dtype) in enumerate(
+        [(head, most, "float32") for _ in range(3) for head in CLASSES for most in (None, 600)]
+        + [(head, None, dtype) for head in CLASSES for dtype in ("float16", "bfloat16")]
+    )
+]
+
+
+def their_config(seed: int) -> GPT2Config:
+    config = random_config(seed, **PLAIN)
+    named = config.activation_function
+    return config.replace(activation_function="gelu_new" if named == "gelu_pytorch_tanh" else named)
+
+
+def inputs_for(config: GPT2Config, head: str, seed: int) -> dict[str, np.ndarray]:
+    chance = np.random.default_rng(seed)
+    shape = (2, 3, 9) if head == "double" else (3, 9)
+    ids = chance.integers(1, config.vocab_size, shape)
+    if head == "double":
+        return {"input_ids": ids, "mc_token_ids": chance.integers(0, 9, shape[:2])}
+    labels = {"none": {}, "lm": {"labels": np.where(ids % 3 == 0, -100, ids)}, "sequence": {"labels": ids[:, 0] % 3}}
+    if head != "sequence" and seed % 3:
+        return {"input_ids": ids, "token_type_ids": chance.integers(0, config.vocab_size, shape), **labels[head]}
+    mask = padded_mask(3, 9, "right" if head == "sequence" else "left", seed)
+    return {
+        "input_ids": np.where(mask, ids, 0),
+        "attention_mask": mask,
+        "position_ids": np.maximum(mask.cumsum(axis=1) - 1, 0),
+        **(labels[head] if head == "sequence" else {}),
+    }
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every job's folder, as we wrote it, with what transformers computed from it and saved again."""
+    if not INTERPRETER:
+        pytest.skip("set GPT2_DUET_TRANSFORMERS4 to the Python of an environment with transformers 4.57 and tf-keras")
+    root = tmp_path_factory.mktemp("transformers4")
+    jobs = []
+    for seed, head, most, dtype in JOBS:
+        config, folder = their_config(seed), root / str(seed)
+        h5.write(folder, tensors_of(config, head, dtype, seed), max_shard_bytes=most)
+        config.replace(extra={"architectures": [CLASSES[head][2:]]}).save_pretrained(folder)
+        np.savez(root / f"{seed}-in.npz", **inputs_for(config, head, seed))
+        jobs.append(
+            {
+                "folder": str(folder),
+                "class": CLASSES[head],
+                "inputs": str(root / f"{seed}-in.npz"),
+                "answers": str(root / f"{seed}-out.npz"),
+                "save": str(root / f"{seed}-saved"),
+                "shard": most,
+            }
+        )
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    command = [INTERPRETER, str(PEERS / "make_transformers4.py"), "answer", str(root / "jobs.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return root
+
+
+@pytest.mark.parametrize(("seed", "head", "most", "dtype"), JOBS)
+def test_transformers_loads_what_we_write_and_we_what_it_writes(
+    answered: Path, seed: int, head: str, most: int | None, dtype: str
+) -> None:
+    report = json.loads((answered / f"{seed}-out.json").read_text())
+    assert not any(report.values()), report
+    assert ("load_weights_differs" in report) == (most is None), "single files are loaded by Keras itself too"
+    model = ReferenceModel.from_pretrained(answered / str(seed), head)
+    with np.load(answered / f"{seed}-in.npz") as given, np.load(answered / f"{seed}-out.npz") as theirs:
+        seen = agree(model, dict(given), dict(theirs))
+    assert {"attentions", "hidden_states", "past_key_values"} <= seen
+    ours, saved = open_checkpoint(answered / str(seed)), open_checkpoint(answered / f"{seed}-saved")
+    assert set(saved) == set(ours) and (len(saved.files) == 1) == (most is None)
+    for name in ours:
+        assert np.array_equal(saved.array(name), ours.array(name).astype(np.float32)), name
