@@ -4,7 +4,7 @@
 1    `gpt2 compare` found a difference, as diff and cmp say it
 2    usage, or input that cannot be used
 3    a checkpoint, configuration or vocabulary that cannot be read
-4    a checkpoint that does not fit its own configuration (`gpt2 info`)
+4    files that do not fit: their own configuration (`gpt2 info`), or what they were made from (`gpt2 convert`)
 5    something could not be written
 6    a model's name or folder that was not found, or could not be downloaded
 70   a bug in this program: please report its traceback

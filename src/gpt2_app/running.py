@@ -236,11 +236,10 @@ class _PyTorch:
 
 class _TensorFlow:
     def __init__(self, source: str, head: Head, dtype: str) -> None:
-        # TensorFlow's own remarks at import (which kernels it has, that there is no GPU) are no news to anybody here.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        # TensorFlow's own remarks (which kernels it has, that there is no GPU) are no news to anybody here.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        import gpt2_tf  # isort: skip - before TensorFlow, whose banner it holds back
         import tensorflow
-
-        import gpt2_tf
 
         self._tf = tensorflow
         self._slopes: dict[str, Any] = {}
