@@ -27,6 +27,7 @@ from gpt2_core.checkpoints.holds import (
     BESIDE,
     INSIDE,
     NOWHERE,
+    OWN,
     QUANTIZED_BYTES,
     About,
     Holds,
@@ -434,7 +435,7 @@ def _notes(plan: Plan, wants_tokenizer: bool) -> Iterator[str]:
         yield "no tokenizer was found with the weights, so none is in the result"
     elif holds.tokenizer == NOWHERE:
         yield f"{plan.format} has no place for a tokenizer; it is not in the result"
-    elif holds.tokenizer == BESIDE and plan.into_file:
+    elif holds.tokenizer in (BESIDE, OWN) and plan.into_file:
         yield "the result is one file, so the tokenizer's files are not written; give a folder to have them"
 
 
@@ -532,7 +533,8 @@ def _write(plan: Plan, place: Path, on_bytes: Callable[[int], None]) -> list[Pat
 
 def _about(plan: Plan) -> About:
     parts = None
-    if plan.holds.tokenizer == INSIDE and plan.tokenizer is not None:
+    inside = plan.holds.tokenizer == INSIDE or (plan.holds.tokenizer == OWN and not plan.into_file)
+    if inside and plan.tokenizer is not None:
         try:
             parts = plan.tokenizer.read()
         except TokenizerError as error:

@@ -17,7 +17,7 @@ import pytest
 
 from gpt2_core import conversion
 from gpt2_core.checkpoints import Tensor, formats, holds_of, open_checkpoint, save_checkpoint
-from gpt2_core.checkpoints.holds import BESIDE, FLOATS, INSIDE, NOWHERE, About, objections
+from gpt2_core.checkpoints.holds import BESIDE, FLOATS, INSIDE, NOWHERE, OWN, About, objections
 from gpt2_core.checkpoints.tensors import STORAGE, converted
 from gpt2_core.config import PRESETS, GPT2Config
 from gpt2_core.conversion import Report, carry_out, open_source, plan_conversion
@@ -178,5 +178,5 @@ def test_what_changes_numbers_is_said_by_a_format_or_taken_for_granted_by_all_it
     if holds.config != BESIDE:
         kept = holds.config_keys if holds.config == INSIDE else frozenset()
         assert COMPUTED <= kept | set(holds.fixed), f"{format} is silent about {COMPUTED - kept - set(holds.fixed)}"
-    assert holds.config in (BESIDE, INSIDE, NOWHERE) and holds.tokenizer in (BESIDE, INSIDE, NOWHERE)
+    assert holds.config in (BESIDE, INSIDE, NOWHERE) and holds.tokenizer in (BESIDE, INSIDE, OWN, NOWHERE)
     assert set(holds.dtypes) <= set(STORAGE) and holds.heads <= set(Head)

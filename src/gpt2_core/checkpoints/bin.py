@@ -153,7 +153,10 @@ def read_tree(path: str | Path, *, writable: bool = False) -> tuple[Any, MappedF
 def _looks_like(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(64)
-    return head.startswith(_ZIP_START) or any(start in head[:32] for start in _LEGACY_STARTS)
+    if head.startswith(_ZIP_START):  # of torch all names begin with one folder; numpy and Keras have archives too
+        first = zips.first_name(path)
+        return "/" in first and not first.endswith(".npy")
+    return any(start in head[:32] for start in _LEGACY_STARTS)
 
 
 def _read_file(path: Path, writable: bool) -> Checkpoint:

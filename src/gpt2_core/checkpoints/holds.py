@@ -18,7 +18,7 @@ from gpt2_core.parameters import Head
 if TYPE_CHECKING:
     from gpt2_core.tokenizer_files import TokenizerParts
 
-BESIDE, INSIDE, NOWHERE = "beside", "inside", "nowhere"
+BESIDE, INSIDE, OWN, NOWHERE = "beside", "inside", "own", "nowhere"
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 ALL_HEADS = frozenset(Head)
 
@@ -38,8 +38,10 @@ class Holds:
     config_keys: the fields of GPT2Config that an inside config keeps; the others come back as defaults.
     fixed: fields of GPT2Config whose value every reader of the format takes for granted -> the values it may have.
         "n_inner" counts as None where it is four times n_embd; "pruned_heads" is {} where there are none.
-    tokenizer: "beside" (the hub's files), "inside" (in or beside the weights in the format's own kind), "nowhere".
+    tokenizer: "beside" (the hub's files), "inside" (in the file of the weights), "own" (files of the format's own kind
+        beside the weights, which a single file does not bring), "nowhere".
     shards: whether the weights may be split over several files.
+    uniform: whether all tensors have to be of one dtype.
     """
 
     heads: frozenset[Head] = ALL_HEADS
@@ -50,11 +52,12 @@ class Holds:
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: MappingProxyType({}))
     tokenizer: str = BESIDE
     shards: bool = False
+    uniform: bool = False
 
     @property
     def wants_about(self) -> bool:
         """Whether `write` takes ``about``: it does where more than tensors goes inside."""
-        return self.config == INSIDE or self.tokenizer == INSIDE
+        return self.config == INSIDE or self.tokenizer in (INSIDE, OWN)
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,9 @@ def objections(name: str, holds: Holds, config: GPT2Config, head: Head, dtypes: 
         if not any(value == each for each in allowed):
             expected = " or ".join(repr(each) for each in allowed)
             reasons.append(f"{name} cannot say {key}={value!r}: its readers take {expected} for granted")
+    dtypes = set(dtypes)
+    if holds.uniform and len(dtypes) > 1:
+        reasons.append(f"{name} holds one dtype, and there are {', '.join(sorted(dtypes))}: give --dtype")
     strange = sorted({dtype for dtype in dtypes if dtype not in (*holds.dtypes, *holds.quantized)})
     if strange:
         known = ", ".join((*holds.dtypes, *holds.quantized))

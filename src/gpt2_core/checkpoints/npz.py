@@ -52,7 +52,9 @@ _HEADER = re.compile(
     r"\{'descr': '(?P<order>[<>|=])(?P<kind>[a-zA-Z])(?P<width>\d{1,2})', "
     r"'fortran_order': (?P<fortran>True|False), 'shape': \((?P<shape>[0-9, ]*)\),? *\} *\n?"
 )
-_DTYPES = {(dtype.kind, dtype.itemsize): name for name, dtype in STORAGE.items() if name != "bfloat16"}
+_DTYPES: Mapping[tuple[str, int], str] = {
+    (dtype.kind, dtype.itemsize): name for name, dtype in STORAGE.items() if name != "bfloat16"
+}
 
 
 def find(path: Path) -> Path | None:
@@ -121,12 +123,7 @@ def write(
 
 def _looks_like(path: Path) -> bool:
     """Whether the first file of an archive is an array."""
-    with path.open("rb") as file:
-        head = file.read(30 + 0xFFFF)
-    if len(head) < 30 or not head.startswith(b"PK\3\4"):
-        return False
-    (length,) = struct.unpack_from("<H", head, 26)
-    return head[30 : 30 + length].endswith(_SUFFIX.encode())
+    return zips.first_name(path).endswith(_SUFFIX)
 
 
 def _tensor(file: MappedFile, name: str, entry: zips.Entry) -> Tensor:

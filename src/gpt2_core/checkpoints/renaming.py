@@ -36,6 +36,7 @@ from gpt2_core.errors import CheckpointError, CheckpointFormatError
 
 LAYER = "{layer}"
 _MOST_LAYERS = 10_000
+_OURS = re.compile(r"h\.(\d{1,9})\.")
 
 Sizes = Mapping[str, int]
 Side = tuple[tuple[str, ...], ...]
@@ -210,12 +211,14 @@ class Names:
             found.tensors[name] = tensor
         return found
 
-    def to_file(self, tensors: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:
+    def to_file(self, tensors: Mapping[str, Tensor], config: GPT2Config | None = None) -> dict[str, Tensor]:
         """Our tensors, with or without ``transformer.``, as this format names and lays them out; lazily.
 
-        Raises: CheckpointError for a tensor that has no row, listing all such.
+        `config` is needed only by patterns that take an axis apart. Raises: CheckpointError for a tensor that has no row,
+        listing all such.
         """
-        rows = {row.ours: row for row in self.rows(config.n_layer)}
+        blocks = [int(found[1]) for name in tensors for found in [_OURS.match(name.removeprefix(PREFIX))] if found]
+        rows = {row.ours: row for row in self.rows(min(max(blocks, default=-1) + 1, _MOST_LAYERS))}
         homeless = [name for name in tensors if name.removeprefix(PREFIX) not in rows]
         if homeless:
             raise CheckpointError(
@@ -226,7 +229,7 @@ class Names:
         renamed: dict[str, Tensor] = {}
         for ours, row in rows.items():
             if ours in given:
-                renamed.update(_there(row, given[ours], sizes_of(config, row.layer)))
+                renamed.update(_there(row, given[ours], {} if config is None else sizes_of(config, row.layer)))
         return renamed
 
 

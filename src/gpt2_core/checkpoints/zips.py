@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 from gpt2_core.checkpoints.tensors import MappedFile
@@ -98,6 +99,15 @@ class Writer:
             len(name), len(extra), 0, 0, 0, 0, place,
         )  # fmt: skip
         return fixed + name + extra
+
+
+def first_name(path: Path) -> str:
+    """The name of the first file in an archive, for telling what it is; empty if there is none."""
+    with path.open("rb") as file:
+        head = file.read(_LOCAL.size + 512)
+    if len(head) < _LOCAL.size or not head.startswith(b"PK\3\4"):
+        return ""
+    return head[_LOCAL.size : _LOCAL.size + _LOCAL.unpack_from(head)[9]].decode("utf-8", "replace")
 
 
 def _short(number: int) -> int:
