@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -202,17 +202,18 @@ def _below(name: str, beginning: str, missing: str) -> str | None:
     return next((candidate for candidate in candidates if _is_known(candidate)), None)
 
 
-def _below_all(names: Iterable[str]) -> tuple[str, str, dict[str, str]]:
+def _below_all(names: Sequence[str]) -> tuple[str, str, dict[str, str]]:
     """How all names begin, what they lack after it, and the table's name of each that has one: the most that can be."""
-
-    def known(beginning: str, missing: str) -> dict[str, str]:
-        found = {name: _below(name, beginning, missing) for name in names}
-        return {name: below for name, below in found.items() if below is not None}
-
-    candidates = [
-        (beginning, missing, known(beginning, missing)) for missing in ("", _BODY) for beginning in _beginnings(names)
-    ]
-    return max(candidates, key=lambda candidate: len(candidate[2]))
+    best: tuple[str, str, dict[str, str]] = ("", "", {})
+    for missing in ("", _BODY):
+        for beginning in _beginnings(names):
+            found = {name: _below(name, beginning, missing) for name in names}
+            known = {name: below for name, below in found.items() if below is not None}
+            if len(known) > len(best[2]):
+                best = (beginning, missing, known)
+            if len(known) == len(names):
+                return best
+    return best
 
 
 def _translated(opened: Checkpoint) -> Checkpoint:
