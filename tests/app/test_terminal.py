@@ -22,7 +22,7 @@ from gpt2_core.errors import CheckpointError, ConfigError
 from gpt2_core.initialization import initial_values
 from gpt2_core.tokenizer import GPT2Tokenizer
 
-needs_pty = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+needs_pty = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX: terminals, and names of any characters")
 
 # Clear the screen; set the title and ring; a sequence of one C1 character; a carriage return that overwrites the line.
 EVIL = "a\x1b[2Jb\x1b]0;owned\x07c\x9b31md\rOK"
@@ -126,6 +126,7 @@ def evil_checkpoint(folder: Path) -> Path:
     return folder
 
 
+@needs_pty
 def test_info_shows_a_strangers_checkpoint_without_harm(gpt2: Run, tmp_path: Path) -> None:
     for arguments in ([], ["--json"]):
         result = gpt2("info", evil_checkpoint(tmp_path), *arguments)

@@ -448,7 +448,7 @@ def test_a_small_file_is_read_or_what_keeps_it_from_being_read_is_told(
     for name, told in (
         ("folder", "folder is a folder, expected a file"),
         ("secret", "secret cannot be read: Permission denied; check"),
-        ("a\0", "cannot be read: embedded null byte; check"),
+        ("a\0", r"cannot be read: .*embedded null .*; check"),
         ("x" * 5000, "cannot be read: File name too long; check"),
     ):
         with pytest.raises(ConfigError, match=told):
