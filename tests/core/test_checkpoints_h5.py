@@ -414,6 +414,20 @@ def test_an_array_called_as_we_call_a_parameter_is_not_taken_for_it(tmp_path: Pa
     assert open_checkpoint(tmp_path).names() == ("/wte.weight", "transformer.wte.weight")
 
 
+def test_layers_that_list_the_same_name_keep_both_arrays_apart(tmp_path: Path) -> None:
+    arrays = {(layer, "x", "w:0"): Tensor.of(np.full(2, n, "f4")) for n, layer in enumerate("abc")}
+    lists = {(layer,): {"weight_names": ["x/w:0"]} for layer in "abc"}
+    with (tmp_path / "tf_model.h5").open("wb") as file:
+        hdf5.write(file, arrays, {(): {"layer_names": ["a", "b", "c"]}, **lists})
+    opened = open_checkpoint(tmp_path)
+    assert [(name, opened.array(name)[0]) for name in opened] == [("x/w:0", 0), ("b/x/w:0", 1), ("c/x/w:0", 2)]
+    with (tmp_path / "tf_model.h5").open("wb") as file:
+        first = {("c", "b", "x", "w:0"): arrays["a", "x", "w:0"]}
+        hdf5.write(file, first | arrays, {(): {"layer_names": ["a", "b", "c"]}, **lists})
+    with pytest.raises(CheckpointFormatError, match="two of its arrays are called 'b/x/w:0'"):
+        open_checkpoint(tmp_path)
+
+
 def test_a_head_that_the_file_lacks_starts_afresh_and_one_that_the_model_lacks_is_ignored(tmp_path: Path) -> None:
     folder = unpack("lm", tmp_path / "lm")
     assert open_pretrained(folder, "sequence").matching.newly_initialised == ("score.weight",)
