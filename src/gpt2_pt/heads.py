@@ -59,7 +59,8 @@ def shifted_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Raises: InputError, for labels of another shape or outside the vocabulary.
     """
     check_labels_shape("labels", tuple(labels.shape), tuple(logits.shape[:-1]))
-    return cross_entropy(logits[..., :-1, :], labels[..., 1:])
+    # The labels move, not the logits: those are a large tensor, which would be copied.
+    return cross_entropy(logits, F.pad(labels[..., 1:], (0, 1), value=IGNORED_LABELS[0]))
 
 
 def last_real(
