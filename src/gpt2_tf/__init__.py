@@ -5,6 +5,7 @@ from __future__ import annotations
 from gpt2_core import GenerationConfig, GPT2Config, GPT2Tokenizer, __version__
 from gpt2_tf import _start  # noqa: F401 - first: what the others import needs it
 from gpt2_tf.cache import Past
+from gpt2_tf.fitting import Perplexity
 from gpt2_tf.heads import (
     TFGPT2DoubleHeadsModel,
     TFGPT2ForQuestionAnswering,
@@ -19,6 +20,7 @@ __all__ = [
     "GPT2Tokenizer",
     "GenerationConfig",
     "Past",
+    "Perplexity",
     "TFGPT2DoubleHeadsModel",
     "TFGPT2ForQuestionAnswering",
     "TFGPT2ForSequenceClassification",

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from gpt2_core.config import GPT2Config
-from gpt2_tf.layers import Part, Tensor, dims, known
+from gpt2_tf.layers import Part, Tensor, dims, in_dtype, known
 from gpt2_tf.layers import dropout as drop
 
 #: Queries taken at a time where nothing but the result is wanted: their scores stay in the processor's cache, and
@@ -31,8 +31,8 @@ class Conv1D(Part):
     def call(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         shape = dims(x)
-        flat = tf.matmul(tf.reshape(x, (-1, shape[-1])), self.weight)
-        return tf.reshape(tf.nn.bias_add(flat, self.bias), (*shape[:-1], self.bias.shape[0]))
+        flat = tf.matmul(tf.reshape(x, (-1, shape[-1])), in_dtype(self.weight, x.dtype))
+        return tf.reshape(tf.nn.bias_add(flat, in_dtype(self.bias, x.dtype)), (*shape[:-1], self.bias.shape[0]))
 
 
 def visible(T: Any, S: Any, attention_mask: Tensor | None) -> Tensor:
@@ -94,8 +94,9 @@ class Attention(Part):
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
         attended = self.n_head * self.head_dim
-        self.c_attn = Conv1D(config.n_embd, 3 * attended, name="c_attn", dtype=self.dtype_policy)
-        self.c_proj = Conv1D(attended, config.n_embd, name="c_proj", dtype=self.dtype_policy)
+        with self.naming():
+            self.c_attn = Conv1D(config.n_embd, 3 * attended, name="c_attn", dtype=self.dtype_policy)
+            self.c_proj = Conv1D(attended, config.n_embd, name="c_proj", dtype=self.dtype_policy)
 
     def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, C) -> three of (B, H, T, D)."""

@@ -54,8 +54,9 @@ class MLP(Part):
 
     def __init__(self, config: GPT2Config, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.c_fc = Conv1D(config.n_embd, config.inner_dim, name="c_fc", dtype=self.dtype_policy)
-        self.c_proj = Conv1D(config.inner_dim, config.n_embd, name="c_proj", dtype=self.dtype_policy)
+        with self.naming():
+            self.c_fc = Conv1D(config.n_embd, config.inner_dim, name="c_fc", dtype=self.dtype_policy)
+            self.c_proj = Conv1D(config.inner_dim, config.n_embd, name="c_proj", dtype=self.dtype_policy)
         self.act = ACTIVATIONS[config.activation_function]
         self.resid_pdrop = config.resid_pdrop
 
@@ -72,10 +73,11 @@ class Block(Part):
     def __init__(self, config: GPT2Config, layer: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         policy = self.dtype_policy
-        self.ln_1 = LayerNorm(config.n_embd, config.layer_norm_epsilon, name="ln_1", dtype=policy)
-        self.attn = Attention(config, layer, name="attn", dtype=policy)
-        self.ln_2 = LayerNorm(config.n_embd, config.layer_norm_epsilon, name="ln_2", dtype=policy)
-        self.mlp = MLP(config, name="mlp", dtype=policy)
+        with self.naming():
+            self.ln_1 = LayerNorm(config.n_embd, config.layer_norm_epsilon, name="ln_1", dtype=policy)
+            self.attn = Attention(config, layer, name="attn", dtype=policy)
+            self.ln_2 = LayerNorm(config.n_embd, config.layer_norm_epsilon, name="ln_2", dtype=policy)
+            self.mlp = MLP(config, name="mlp", dtype=policy)
 
     def call(
         self,

@@ -67,6 +67,10 @@ class GenerationMixin:
         out = self.transformer(ids, past, mask, position_ids=position_ids, use_cache=True, training=False)
         return self.lm_head(out.last_hidden_state[:, -1]), tuple(out.past)
 
+    def _parameters_replaced(self) -> None:
+        self._pass = None  # what was traced holds the old ones
+        super()._parameters_replaced()  # type: ignore[misc]
+
     def _continue(self, plan: Plan, on_token: Callable[[Tensor], Any] | None) -> list[Tensor]:
         """The loop: prefill the prompts once, then a token a step. Returns the new tokens, a column (R,) a step."""
         ids = tf.constant(plan.ids[:, plan.start :])

@@ -24,6 +24,7 @@ from gpt2_core.inputs import (
     out_of_range,
 )
 from gpt2_core.parameters import Head
+from gpt2_tf.fitting import Scored
 from gpt2_tf.generation import GenerationMixin
 from gpt2_tf.layers import Part, Tensor, dims, dropout, is_concrete, known
 from gpt2_tf.model import TFGPT2Model
@@ -97,7 +98,7 @@ class TFGPT2LMHeadModel(GenerationMixin, PreTrainedModel):
     """
 
     head = Head.LM
-    _scored = (("labels", "logits", True),)
+    _scored = (Scored("labels", "logits", shifted=True),)
 
     def _build(self, config: GPT2Config) -> None:
         self.transformer = TFGPT2Model(config, seed=None, name="transformer", dtype=self.dtype_policy)
@@ -153,7 +154,8 @@ class MultipleChoiceHead(Part):
     def __init__(self, config: GPT2Config, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.summary_type = config.summary_type
-        self.summary = linear(config.n_embd, 1, name="summary", dtype=self.dtype_policy)
+        with self.naming():
+            self.summary = linear(config.n_embd, 1, name="summary", dtype=self.dtype_policy)
         self.activation = tf.tanh if config.summary_activation == "tanh" else None
         self.summary_first_dropout = config.summary_first_dropout
 
@@ -179,7 +181,7 @@ class TFGPT2DoubleHeadsModel(GenerationMixin, PreTrainedModel):
     """
 
     head = Head.DOUBLE
-    _scored = (("labels", "logits", True), ("mc_labels", "mc_logits", False))
+    _scored = (Scored("labels", "logits", shifted=True), Scored("mc_labels", "mc_logits"))
 
     def _build(self, config: GPT2Config) -> None:
         self.transformer = TFGPT2Model(config, seed=None, name="transformer", dtype=self.dtype_policy)
@@ -284,7 +286,7 @@ class TFGPT2ForSequenceClassification(PreTrainedModel):
     """One answer a text, read at its last real token."""
 
     head = Head.SEQUENCE
-    _scored = (("labels", "logits", False),)
+    _scored = (Scored("labels", "logits"),)
 
     def _build(self, config: GPT2Config) -> None:
         self.transformer = TFGPT2Model(config, seed=None, name="transformer", dtype=self.dtype_policy)
@@ -365,7 +367,7 @@ class TFGPT2ForTokenClassification(PreTrainedModel):
     """One answer a token."""
 
     head = Head.TOKEN
-    _scored = (("labels", "logits", False),)
+    _scored = (Scored("labels", "logits"),)
 
     def _build(self, config: GPT2Config) -> None:
         self.transformer = TFGPT2Model(config, seed=None, name="transformer", dtype=self.dtype_policy)
@@ -424,7 +426,7 @@ class TFGPT2ForQuestionAnswering(PreTrainedModel):
     """Where in the text an answer starts and ends."""
 
     head = Head.QA
-    _scored = (("start_positions", "start_logits", False), ("end_positions", "end_logits", False))
+    _scored = (Scored("start_positions", "start_logits"), Scored("end_positions", "end_logits"))
 
     def _build(self, config: GPT2Config) -> None:
         self.transformer = TFGPT2Model(config, seed=None, name="transformer", dtype=self.dtype_policy)

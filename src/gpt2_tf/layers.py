@@ -13,31 +13,54 @@ import tensorflow as tf
 Tensor = Any  # what TensorFlow computes with: an eager or symbolic tf.Tensor
 
 
-class Part(keras.layers.Layer):  # type: ignore[misc]
+class Part(keras.layers.Layer):
     """A layer that is called from within a model alone.
 
     The model's own call has converted the inputs and set the number format, so a part is a plain function of tensors:
     Keras's checks, made anew for each of a model's hundred parts, would cost more than a small model itself.
     """
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.built = True  # its variables are made with it
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The same as ``call``."""
         return self.call(*args, **kwargs)
 
     def parameter(self, name: str, *shape: int) -> Any:
-        """A variable of this part, without values: they come from the seed or from a checkpoint."""
-        self.built = True
-        return self.add_weight(name=name, shape=shape, initializer="zeros")
+        """A variable of this part, without values: they come from the seed or from a checkpoint.
+
+        Under a mixed policy it is for the part to convert them, by `in_dtype`: a block that is recomputed for its
+        gradients runs outside of Keras's own conversion.
+        """
+        return self.add_weight(name=name, shape=shape, initializer="zeros", autocast=False)
+
+    def naming(self) -> Any:
+        """A context in which the variables of parts made within are named after this part, as "h_0/attn/c_proj"."""
+        return keras.name_scope(self.name)
+
+
+def in_dtype(variable: Any, dtype: Any) -> Tensor:
+    """The variable's numbers in the format ``dtype``."""
+    value = variable.value
+    return value if value.dtype == dtype else tf.cast(value, dtype)
 
 
 def replace_variable(layer: Any, name: str, value: Tensor) -> None:
     """Put a variable with these numbers, of whatever shape, in the place of ``layer``'s variable ``name``."""
-    old = getattr(layer, name)
-    trainable = old.trainable
-    delattr(layer, name)  # Keras variables cannot change their shape
-    new = layer.add_weight(name=name, shape=tuple(value.shape), initializer="zeros", trainable=trainable)
-    new.assign(value)
-    setattr(layer, name, new)
+    own = list(layer.variables)
+    for variable in own:
+        layer._untrack_variable(variable)  # deleting the attribute does this too, and then walks through all of memory
+    # All are put back in their order, in which Keras's files and optimizers count them.
+    for variable in own:
+        if variable.name == name:
+            new = layer.parameter(name, *value.shape)
+            new.assign(value)
+            new.trainable = variable.trainable
+            setattr(layer, name, new)
+        else:
+            setattr(layer, variable.name, variable)
 
 
 def dims(x: Tensor) -> list[Any]:
@@ -75,7 +98,7 @@ class LayerNorm(Part):
         centred = wide - mean
         variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
         scale = tf.math.rsqrt(variance + self.eps)
-        gain, bias = tf.cast(self.weight.value, wide.dtype), tf.cast(self.bias.value, wide.dtype)
+        gain, bias = in_dtype(self.weight, wide.dtype), in_dtype(self.bias, wide.dtype)
         return tf.cast(centred * scale * gain + bias, x.dtype)
 
 

@@ -70,9 +70,9 @@ class Embedding(Part):
         check_whole_numbers(label or self.label, ids.dtype.name, index=True)
         table = tf.convert_to_tensor(self.weight)
         if not is_concrete(ids):
-            return _rows(table, ids)
+            return tf.cast(_rows(table, ids), self.compute_dtype)
         try:
-            return _rows(table, ids)
+            return tf.cast(_rows(table, ids), self.compute_dtype)
         except tf.errors.InvalidArgumentError:
             found = ids.numpy()
             rows = int(self.weight.shape[0])

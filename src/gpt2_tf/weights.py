@@ -22,7 +22,7 @@ from gpt2_core.inputs import given_twice, ragged
 from gpt2_core.parameters import Head, Parameter, parameter_table
 from gpt2_core.pretrained import Pretrained, open_pretrained, save_pretrained
 from gpt2_tf.fitting import FittingMixin
-from gpt2_tf.layers import Part, Tensor, dims, replace_variable
+from gpt2_tf.layers import Part, Tensor, dims, in_dtype, replace_variable
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 
@@ -70,8 +70,8 @@ class _Tied:
 
 def _linear(x: Tensor, weight: Any, bias: Any) -> Tensor:
     shape = dims(x)
-    y = tf.matmul(tf.reshape(x, (-1, shape[-1])), weight, transpose_b=True)
-    y = y if bias is None else tf.nn.bias_add(y, bias)
+    y = tf.matmul(tf.reshape(x, (-1, shape[-1])), in_dtype(weight, x.dtype), transpose_b=True)
+    y = y if bias is None else tf.nn.bias_add(y, in_dtype(bias, x.dtype))
     return tf.reshape(y, (*shape[:-1], weight.shape[0]))
 
 
@@ -183,7 +183,7 @@ def _to_file(variable: Any) -> FileTensor:
     return FileTensor(name, tuple(variable.shape), load)
 
 
-class PreTrainedModel(FittingMixin, keras.Model):  # type: ignore[misc]
+class PreTrainedModel(FittingMixin, keras.Model):
     """The base of every model: a config, parameters as the table says, and the ways in and out of files."""
 
     head: Head
@@ -207,7 +207,8 @@ class PreTrainedModel(FittingMixin, keras.Model):  # type: ignore[misc]
         super().__init__(**kwargs)
         self._allow_non_tensor_positional_args = True
         self.config = config
-        self._build(config)
+        with keras.name_scope(self.name):
+            self._build(config)
         self.built = True
         if seed is not None:
             self._initialise(seed)
@@ -328,14 +329,13 @@ class PreTrainedModel(FittingMixin, keras.Model):  # type: ignore[misc]
         variables = {id(v): v for v in (self.get_parameter(row.name) for row in self.parameter_table())}
         return sum(int(np.prod(v.shape)) for v in variables.values() if v.trainable or not only_trainable)
 
-    @property
-    def _body(self) -> Any:
+    def _body(self) -> Any:  # no property: Keras's files walk through those, and would come back here without end
         """The transformer: this model itself, or what its head stands on."""
         return self if self.head is Head.NONE else self.transformer
 
     def get_input_embeddings(self) -> Any:
         """The token table, (V, C): a layer with a ``weight``."""
-        return self._body.wte
+        return self._body().wte
 
     def set_input_embeddings(self, table: Any) -> None:
         """Replace the token table's values; the config's vocab_size and a tied head follow.
@@ -357,7 +357,7 @@ class PreTrainedModel(FittingMixin, keras.Model):  # type: ignore[misc]
                 f"the new token table has {rows} rows, expected {head.weight.shape[0]} as the language-model head has, "
                 "which is not tied to it; call resize_token_embeddings first"
             )
-        replace_variable(self._body.wte, "weight", tf.convert_to_tensor(values))
+        replace_variable(self._body().wte, "weight", tf.convert_to_tensor(values))
         self._set_config(vocab_size=rows)
 
     def get_output_embeddings(self) -> Any:
@@ -373,11 +373,12 @@ class PreTrainedModel(FittingMixin, keras.Model):  # type: ignore[misc]
     def tie_weights(self) -> None:
         """Make the language-model head the token table itself, where the config says they are one."""
         if self.head in (Head.LM, Head.DOUBLE) and self.config.tie_word_embeddings:
-            self.lm_head = _Tied(self._body.wte)
+            self.lm_head = _Tied(self._body().wte)
 
     def _set_config(self, **changes: Any) -> None:
         self.config = self.config.replace(**changes)
-        self._body.config = self.config
+        self._body().config = self.config
+        self._parameters_replaced()
 
     def resize_token_embeddings(self, size: int) -> Any:
         """Grow or cut the vocabulary to ``size`` tokens; new rows start at the mean of the old ones.
@@ -399,7 +400,7 @@ class PreTrainedModel(FittingMixin, keras.Model):  # type: ignore[misc]
                 rows = tf.concat((rows, tf.repeat(mean, size - old.shape[0], axis=0)), axis=0)
             replace_variable(layer, "weight", rows)
 
-        resize(self._body.wte)
+        resize(self._body().wte)
         head = self.get_output_embeddings()
         if head is not None and not self.config.tie_word_embeddings:
             resize(head)
@@ -424,7 +425,7 @@ class PreTrainedModel(FittingMixin, keras.Model):  # type: ignore[misc]
         for layer in after.pruned_heads:
             alive = [h for h in range(before.n_head) if h not in before.pruned_heads.get(layer, ())]
             kept = [i for i, h in enumerate(alive) if h not in after.pruned_heads[layer]]
-            attn = self._body.h[layer].attn
+            attn = self._body().h[layer].attn
             index = (np.array(kept)[:, None] * D + np.arange(D)).flatten()
             packed = np.concatenate([index + part * len(alive) * D for part in range(3)])
             for owner, name, rows, axis in (
@@ -438,8 +439,8 @@ class PreTrainedModel(FittingMixin, keras.Model):  # type: ignore[misc]
 
     def gradient_checkpointing_enable(self) -> None:
         """In training, recompute each block in the backward pass instead of keeping its activations."""
-        self._body.gradient_checkpointing = True
+        self._body().gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep activations again."""
-        self._body.gradient_checkpointing = False
+        self._body().gradient_checkpointing = False
