@@ -1,10 +1,10 @@
 """flax_model.msgpack: what the Flax classes of transformers 4.5 to 4.57 saved.
 
 A MessagePack map of maps along the path of each parameter, {"transformer": {"h": {"0": {"attn": {"c_attn": {"kernel":
-array}}}}}}, of the bare model without "transformer". An array is extension 1, itself MessagePack: [shape, name of dtype,
-bytes]. One of more than 2**30 bytes is a map instead: {"__msgpack_chunked_array__": True, "shape": {"0": n, ...},
-"chunks": {"0": array, ...}}. Scalars are extension 3, laid out like arrays. Large models of 4.20 on are several files and
-an index:
+array}}}}}}, of the bare model without "transformer". An array is extension 1, itself MessagePack: [shape, name of
+dtype, bytes]. One of more than 2**30 bytes is a map instead, {"__msgpack_chunked_array__": True, "shape": {"0": n,
+...}, "chunks": {"0": array, ...}}. Scalars are extension 3, laid out like arrays. Large models of 4.20 on are several
+files and an index:
 
     flax_model-00001-of-00002.msgpack           a part of the map
     flax_model.msgpack.index.json               {"weight_map": {"transformer/wte/embedding": file name}}

@@ -154,7 +154,7 @@ class _Object:
     layout: bytes | None = None
     table: bytes | None = None
     links: list[bytes] = field(default_factory=list)
-    newer: bool = False
+    link_info: bytes | None = None
     attributes: set[str] = field(default_factory=set)
 
 
@@ -187,7 +187,7 @@ class _Reader:
                 raise CheckpointFormatError(f"{_shown(path)} is an object that the file links to more than once")
             seen.add(address)
             found = self.object(path, address)
-            if found.table is not None or found.newer or found.links:
+            if found.table is not None or found.link_info is not None or found.links:
                 if len(path) >= _MOST_DEPTH:
                     raise CheckpointFormatError(f"its groups are nested more than {_MOST_DEPTH} deep")
                 groups[path] = frozenset(found.attributes)
@@ -234,7 +234,7 @@ class _Reader:
             elif kind == _LINK:
                 found.links.append(body)
             elif kind == _LINK_INFO:
-                found.newer = True
+                found.link_info = body
             elif kind == _ATTRIBUTE:
                 found.attributes.add(_attribute_name(path, body))
             elif kind == _FILES:
@@ -317,6 +317,14 @@ class _Reader:
     def links(self, path: Names, found: _Object) -> Iterator[tuple[bytes, int]]:
         """The members of a group of the newer kind, which h5py makes for links and for names that are not ASCII."""
         what = f"a link in {_shown(path)}"
+        if found.link_info is not None:
+            _, flags = _unpack("<BB", found.link_info, what)
+            (heap,) = _unpack("<Q", found.link_info[10 if flags & 0x01 else 2 :], what)
+            if heap != _UNDEFINED:
+                raise CheckpointFormatError(
+                    f"{_shown(path)} keeps its members in a heap, as libver='latest' does; expected a file that h5py "
+                    f"or Keras wrote by default: copy it with h5py into a new file"
+                )
         for body in found.links:
             version, flags = _unpack("<BB", body, what)
             at, kind = 2, 0
@@ -339,8 +347,6 @@ class _Reader:
                 )
             (address,) = _unpack("<Q", rest, what)
             yield name, address
-        if not found.links:
-            raise CheckpointFormatError(f"{_shown(path)} keeps its members in the newer way, or has none")
 
     # Arrays ----------------------------------------------------------------------------------------------------------
 

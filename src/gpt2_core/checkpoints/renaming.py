@@ -214,8 +214,8 @@ class Names:
     def to_file(self, tensors: Mapping[str, Tensor], config: GPT2Config | None = None) -> dict[str, Tensor]:
         """Our tensors, with or without ``transformer.``, as this format names and lays them out; lazily.
 
-        `config` is needed only by patterns that take an axis apart. Raises: CheckpointError for a tensor that has no row,
-        listing all such.
+        `config` is needed only by patterns that take an axis apart. Raises: CheckpointError for tensors that have no
+        row, listing them all.
         """
         blocks = [int(found[1]) for name in tensors for found in [_OURS.match(name.removeprefix(PREFIX))] if found]
         rows = {row.ours: row for row in self.rows(min(max(blocks, default=-1) + 1, _MOST_LAYERS))}
