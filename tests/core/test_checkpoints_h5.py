@@ -24,7 +24,7 @@ from gpt2_core.checkpoints.naming import match
 from gpt2_core.config import GPT2Config
 from gpt2_core.errors import CheckpointError, CheckpointFormatError, CheckpointMismatchError, UnsafeCheckpointError
 from gpt2_core.parameters import Head, parameter_table
-from gpt2_core.pretrained import open_pretrained
+from gpt2_core.pretrained import open_pretrained, save_pretrained
 from gpt2_core.reference import ReferenceModel
 from models import HEADS, padded_mask, random_config, random_parameters, small_config
 from tolerances import TRANSFORMERS, error
@@ -603,8 +603,10 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs = []
     for seed, head, most, dtype in JOBS:
         config, folder = their_config(seed), root / str(seed)
-        h5.write(folder, tensors_of(config, head, dtype, seed), max_shard_bytes=most)
-        config.replace(extra={"architectures": [CLASSES[head][2:]]}).save_pretrained(folder)
+        tensors = tensors_of(config, head, dtype, seed)
+        save_pretrained(
+            folder, config, head, tensors, architecture=CLASSES[head][2:], format="h5", max_shard_bytes=most
+        )
         np.savez(root / f"{seed}-in.npz", **inputs_for(config, head, seed))
         jobs.append(
             {

@@ -87,6 +87,7 @@ def test_we_read_what_h5py_writes(tmp_path: Path, count: int) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         for names, tensor in arrays.items():
             file.create_dataset("/".join(names), data=tensor.array())
+        file.create_group("none/of these")
         for index in range(20):  # more than fits the first block of the header
             file["g"].attrs[f"note {index}"] = "x" * 500
     again = read(tmp_path / "a.h5")
@@ -96,6 +97,7 @@ def test_we_read_what_h5py_writes(tmp_path: Path, count: int) -> None:
         assert again[names].raw().tobytes() == tensor.raw().tobytes()
     attributes = hdf5.contents(MappedFile(tmp_path / "a.h5")).attributes
     assert attributes[("g",)] == {f"note {index}" for index in range(20)} and attributes[()] == frozenset()
+    assert ("none", "of these") in attributes
 
 
 def test_every_number_of_bfloat16_is_the_one_that_h5py_reads(tmp_path: Path) -> None:
@@ -244,6 +246,13 @@ UNSAFE: dict[str, tuple[Callable[[Any], None], str]] = {
     "data in another file": (lambda f: low_level(f, "f4", set_external=(b"/etc/passwd", 0, 16)), "data in other files"),
     "a virtual data set": (virtual, "made of pieces of other files"),
 }
+
+
+def crowded(file: Any) -> None:
+    for number in range(20):
+        file.create_group(f"g/ü{number}")
+
+
 REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
     "an object under two names": (lambda file: file.__setitem__("again", file["g/good"]), "links to more than once"),
     "a group in itself": (loop, "links to more than once"),
@@ -268,6 +277,7 @@ REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
     "a type of its own": (committed, "shares its description"),
     "a type alone": (lambda file: file.__setitem__("x", np.dtype("<f4")), "neither a group nor an array"),
     "groups within groups": (lambda file: file.create_group("/".join("abcdefghijklmnopq")), "nested more than 16"),
+    "many names that are not ASCII": (crowded, "keeps its members in a heap"),
     "a name with a line end": (lambda file: file.create_group("a\nb"), "expected a plain name"),
     "a long name": (lambda file: file.create_group("a" * 300), "does not end within 255"),
 }
