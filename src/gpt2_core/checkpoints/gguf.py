@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 
 from gpt2_core.checkpoints import gguf_container, gguf_quantization, gguf_tokenizer
 from gpt2_core.checkpoints.gguf_container import BLOCK, CODES, DTYPES, Q8_0, Header, Value, text_of
+from gpt2_core.checkpoints.gguf_quantization import turned
 from gpt2_core.checkpoints.holds import INSIDE, About, Holds, objections
 from gpt2_core.checkpoints.naming import LM_HEAD, PREFIX, TOKENS, same_numbers
 from gpt2_core.checkpoints.renaming import Names, Rule
@@ -203,7 +204,7 @@ def rounded(name: str, tensor: Tensor, dtype: str) -> Tensor:
         raise CheckpointError(f"dtype is {dtype!r}; expected 'q8_0', the one quantized format here")
     if not _is_kernel(name):
         return gguf_quantization.rounded(tensor)
-    return _turned(gguf_quantization.rounded(_turned(tensor)))
+    return turned(gguf_quantization.rounded(turned(tensor)))
 
 
 def remarks(about: About) -> tuple[str, ...]:
@@ -232,12 +233,6 @@ def _is_kernel(name: str) -> bool:
 _KERNELS = frozenset(rule.ours for rule in NAMES.rules if rule.layout)
 
 
-def _turned(tensor: Tensor) -> Tensor:
-    """A kernel from one layout to the other; a view, put in order a piece at a time."""
-    view = Tensor(tensor.dtype, tensor.shape[::-1], lambda: tensor.view().T, tensor.release)
-    return gguf_quantization.in_order(view)
-
-
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
@@ -252,8 +247,13 @@ def _checkpoint(file: MappedFile, path: Path) -> Checkpoint:
     }
     config = _config(header, there)
     found = NAMES.from_file(there)
+    kernels = {
+        name: turned(there[found.names_in_file[name]])
+        for name, tensor in found.tensors.items()
+        if _is_kernel(name) and len(tensor.shape) == 2
+    }
     return Checkpoint(
-        {name: _in_order(name, tensor) for name, tensor in found.tensors.items()},
+        found.tensors | kernels,
         format=NAME,
         path=path,
         metadata=_metadata(header.values),
@@ -264,10 +264,6 @@ def _checkpoint(file: MappedFile, path: Path) -> Checkpoint:
         names_in_file=found.names_in_file,
         notes=tuple(_notes(header, file.size)),
     )
-
-
-def _in_order(name: str, tensor: Tensor) -> Tensor:
-    return gguf_quantization.in_order(tensor) if _is_kernel(name) and tensor.size else tensor
 
 
 def _check_model(values: Mapping[str, Value]) -> None:
@@ -397,13 +393,14 @@ def _laid_out(given: Mapping[str, Tensor], about: About) -> tuple[dict[str, Tens
         name: tensor if wanted[name] == "q8_0" else converted(tensor, wanted[name]) for name, tensor in given.items()
     }
     laid_out = NAMES.to_file(ready, about.config)
-    by_row = {name.removeprefix(PREFIX): dtype for name, dtype in wanted.items()}
-    dtypes = {row.theirs[0]: by_row[row.ours] for row in NAMES.rows(about.config.n_layer) if row.ours in by_row}
-    kernels = {row.theirs[0] for row in NAMES.rows(about.config.n_layer) if row.pattern is not None}
-    return {
-        name: gguf_quantization.in_order(tensor) if name in kernels and tensor.size else tensor
-        for name, tensor in laid_out.items()
-    }, dtypes
+    rows = {row.ours: row for row in NAMES.rows(about.config.n_layer)}
+    dtypes = {}
+    for name, tensor in ready.items():
+        row = rows[name.removeprefix(PREFIX)]
+        dtypes[row.theirs[0]] = wanted[name]
+        if row.pattern is not None:
+            laid_out[row.theirs[0]] = turned(tensor)
+    return laid_out, dtypes
 
 
 def _without_tied_head(given: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:

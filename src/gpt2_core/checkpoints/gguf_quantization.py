@@ -23,7 +23,6 @@ _BLOCK = np.dtype([("scale", "<f2"), ("numbers", "i1", (BLOCK,))])
 _PIECE = BLOCK << 11  # numbers at a time: what one step leaves is still in a core's cache for the next
 _READ = (1 << 20) // BLOCK_BYTES  # blocks read at a time
 _ROWS = 16  # of a transposed array at a time: as many numbers of float32 as a line of the cache holds
-_SLAB = 1 << 24
 
 
 def quantize(numbers: NDArray[Any]) -> NDArray[Any]:
@@ -60,8 +59,10 @@ def dequantize(blocks: NDArray[Any]) -> NDArray[np.float32]:
 
 def quantized_pieces(tensor: Tensor) -> Iterator[NDArray[Any]]:
     """The blocks of a tensor in order, a piece at a time; its rows have to be a multiple of 32 numbers long."""
-    for piece in _even(tensor):
-        yield quantize(widen_bfloat16(piece) if tensor.dtype == "bfloat16" else piece)
+    for piece in _even(tensor, BLOCK):
+        for start in range(0, piece.size, _PIECE):
+            few = piece[start : start + _PIECE]
+            yield quantize(widen_bfloat16(few) if tensor.dtype == "bfloat16" else few)
 
 
 def rounded(tensor: Tensor) -> Tensor:
@@ -90,23 +91,26 @@ def file_tensor(file: MappedFile, shape: Shape, offset: int) -> Tensor:
     return Tensor("float32", shape, lambda: _joined(pieces(), shape), release, pieces)
 
 
-def in_order(tensor: Tensor) -> Tensor:
-    """The tensor; if its numbers stand column by column, they are put in order a few rows of the file at a time.
+def turned(tensor: Tensor) -> Tensor:
+    """The transpose of a table of numbers; a view, and for writers read from the front and put in order as it comes.
 
-    Copying a transposed array as numpy does jumps by a whole row for every number, and takes up to seven times as long.
+    Copying a transposed view as numpy does jumps by a whole row for every number: seven times slower at its worst.
     """
 
     def pieces() -> Iterator[NDArray[Any]]:
-        view = tensor.view()
-        rows = max(1, _SLAB // max(1, view[0].nbytes))
-        for start in range(0, len(view), rows):
-            part = view[start : start + rows]
-            piece = np.empty(part.shape, part.dtype)
-            for column in range(0, part.shape[1], _ROWS):
-                piece[:, column : column + _ROWS] = part[:, column : column + _ROWS]
-            yield piece
+        rows, columns = tensor.shape
+        result = np.empty((columns, rows), STORAGE[tensor.dtype])
+        done = 0
+        for piece in _even(tensor, _ROWS * columns, rest=True):
+            for part in np.split(piece, range(_ROWS * columns, piece.size, _ROWS * columns)):
+                few = part.reshape(-1, columns)
+                result[:, done : done + len(few)] = few.T
+                done += len(few)
+        yield result
 
-    return Tensor(tensor.dtype, tensor.shape, tensor.view, tensor.release, pieces)
+    usable = len(tensor.shape) == 2 and tensor.size > 0
+    view = tensor.shape[::-1]
+    return Tensor(tensor.dtype, view, lambda: tensor.view().T, tensor.release, pieces if usable else None)
 
 
 def _joined(pieces: Iterator[NDArray[Any]], shape: Shape) -> NDArray[Any]:
@@ -118,14 +122,21 @@ def _joined(pieces: Iterator[NDArray[Any]], shape: Shape) -> NDArray[Any]:
     return whole.reshape(shape)
 
 
-def _even(tensor: Tensor) -> Iterator[NDArray[Any]]:
-    """The numbers in order in pieces of a multiple of 32, whatever pieces the tensor itself comes in."""
-    rest = np.empty(0, STORAGE[tensor.dtype])
+def _even(tensor: Tensor, count: int, *, rest: bool = False) -> Iterator[NDArray[Any]]:
+    """The numbers in order in pieces of a multiple of `count`, whatever pieces the tensor itself comes in.
+
+    The `rest` that is no multiple is given too, or is none.
+    """
+    left: list[NDArray[Any]] = []
+    held = 0
     for chunk in tensor.chunks():
         numbers = np.frombuffer(chunk, STORAGE[tensor.dtype])
-        if rest.size:
-            numbers = np.concatenate([rest, numbers])
-        whole = numbers.size // BLOCK * BLOCK
-        for start in range(0, whole, _PIECE):
-            yield numbers[start : min(start + _PIECE, whole)]
-        rest = numbers[whole:]
+        left.append(numbers)
+        held += numbers.size
+        if held >= count:
+            together = np.concatenate(left) if len(left) > 1 else numbers
+            whole = held // count * count
+            yield together[:whole]
+            left, held = [together[whole:]], held - whole
+    if rest and held:
+        yield np.concatenate(left)
