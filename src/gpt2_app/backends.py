@@ -177,7 +177,7 @@ def choose(name: str | None) -> Backend:
         return next(backend for backend in BACKENDS.values() if backend.is_installed())
     if name not in BACKENDS:
         raise InputError(
-            f"framework {name!r} is not known{nearest(name, list(BACKENDS))}; expected {' or '.join(BACKENDS)}"
+            f"framework {name!r} is not known, expected {' or '.join(BACKENDS)}{nearest(name, list(BACKENDS))}"
         )
     backend = BACKENDS[name]
     if not backend.is_installed():
@@ -203,6 +203,6 @@ def check_dtype(backend: Backend, dtype: str | None) -> None:
     """Raise InputError for a number format that the framework does not compute in."""
     if dtype is not None and dtype not in backend.dtypes:
         raise InputError(
-            f"dtype is {dtype!r}{nearest(dtype, backend.dtypes)}; --framework {backend.name} computes in "
-            f"{', '.join(backend.dtypes)}"
+            f"dtype is {dtype!r}, but --framework {backend.name} computes in {', '.join(backend.dtypes)}"
+            f"{nearest(dtype, backend.dtypes)}"
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from gpt2_app import backends, failures, terminal
 from gpt2_app.generate import TEMPERATURE, TOP_K
 from gpt2_app.vocabularies import DEFAULT_MODEL, load_tokenizer
-from gpt2_app.writing import prompt_ids
+from gpt2_app.writing import prompt_ids, text_of
 from gpt2_core.errors import Gpt2Error
 from gpt2_core.sampling import GenerationConfig
 
@@ -65,7 +65,7 @@ def _write(framework: str, args: argparse.Namespace) -> Story:
         began = time.perf_counter()
         ids = runner.generate([prompt_ids(runner, tokenizer, args.prompt)], settings, None)[0]
         seconds = time.perf_counter() - began
-    return Story(f"{backend.title}, {runner.dtype}", tuple(ids), tokenizer.decode(ids), seconds)
+    return Story(f"{backend.title}, {runner.dtype}", tuple(ids), text_of(tokenizer, ids), seconds)
 
 
 def _show(stories: Sequence[Story], args: argparse.Namespace) -> None:
