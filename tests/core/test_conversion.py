@@ -77,7 +77,7 @@ def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def model(
     folder: Path, config: GPT2Config = CONFIG, head: Head | str = Head.LM, dtype: str = "float32", **changes: Any
 ) -> Path:
-    """A model on disk as the hub has it, values drawn for each name; ``changes`` replace tensors, None leaves one out."""
+    """A model on disk as the hub has it; ``changes`` replace tensors, None leaves one out."""
     chance = np.random.default_rng(0)
     tensors: dict[str, Any] = {
         row.name: converted(Tensor.of(chance.normal(0.1, 0.4, row.shape).astype(np.float32)), dtype)
@@ -225,7 +225,7 @@ def test_buffers_and_a_tied_head_are_left_out_by_name(tmp_path: Path) -> None:
     tokens = open_checkpoint(tmp_path / "a").array("transformer.wte.weight")
     model(tmp_path / "a", transformer__h__0__attn__bias=mask, lm_head__weight=tokens.copy())
     report = convert(tmp_path / "a", tmp_path / "b", "bin").to_dict()
-    assert list(report["source"]["ignored"]) == ["transformer.h.0.attn.bias", "lm_head.weight"]
+    assert set(report["source"]["ignored"]) == {"transformer.h.0.attn.bias", "lm_head.weight"}
     assert set(bits(tmp_path / "b")) == {row.name for row in parameter_table(CONFIG)}
 
 
@@ -489,7 +489,7 @@ def test_outputs_that_differ_are_found_even_where_the_numbers_are_the_same() -> 
     config = CONFIG.replace(n_layer=1)
     chance = np.random.default_rng(0)
     one = {row.name: Tensor.of(chance.normal(size=row.shape)) for row in parameter_table(config)}
-    other = one | {"transformer.wpe.weight": Tensor.of(one["transformer.wpe.weight"].array() + 1e-6)}
+    other = one | {"transformer.wpe.weight": Tensor.of(one["transformer.wpe.weight"].array() * (1 + 1e-7))}
     conversion.compare_outputs(config, Head.LM, one, dict(one), lossless=True)
     with pytest.raises(VerificationError, match="computes other numbers"):
         conversion.compare_outputs(config, Head.LM, one, other, lossless=True)
@@ -540,9 +540,8 @@ def test_the_hubs_files_are_brought_along_as_they_are(tmp_path: Path) -> None:
     for name in ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         assert (tmp_path / "b" / name).read_bytes() == (source / name).read_bytes()
         assert tmp_path / "b" / name in report.files
-    assert not [
-        name for name in listing(convert(source, tmp_path / "c", "bin", tokenizer=False).plan.target) if "tok" in name
-    ]
+    convert(source, tmp_path / "c", "bin", tokenizer=False)
+    assert listing(tmp_path / "c") == ["config.json", "pytorch_model.bin"]
 
 
 def test_openais_files_become_the_hubs(tmp_path: Path) -> None:
