@@ -67,19 +67,20 @@ class _Metrics:
     @staticmethod
     def _made(given: Any, output: str) -> Any:
         """A metric object of ``given``, its name after the output's where there are several."""
+        if isinstance(given, keras.metrics.Metric):
+            # One object cannot count for two outputs.
+            return type(given).from_config(given.get_config() | {"name": f"{output}_{given.name}"}) if output else given
         if given in ("accuracy", "acc"):
-            metric = keras.metrics.SparseCategoricalAccuracy(name=given)
+            metric = keras.metrics.SparseCategoricalAccuracy()
         elif given in ("crossentropy", "ce"):
-            metric = keras.metrics.SparseCategoricalCrossentropy(name=given, from_logits=True)
+            metric = keras.metrics.SparseCategoricalCrossentropy(from_logits=True)
         else:
             metric = keras.metrics.get(given)
             if not isinstance(metric, keras.metrics.Metric):
-                name = given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)
-                metric = keras.metrics.MeanMetricWrapper(metric, name=name)
-        if not output:
-            return metric
-        # One object cannot count for two outputs.
-        return type(metric).from_config(metric.get_config() | {"name": f"{output}_{metric.name}"})
+                metric = keras.metrics.MeanMetricWrapper(metric)
+        name = given if isinstance(given, str) else getattr(given, "__name__", metric.name)
+        metric.name = f"{output}_{name}" if output else name
+        return metric
 
     def all(self) -> list[Any]:
         return [metric for metrics in self.by_output.values() for metric in metrics]

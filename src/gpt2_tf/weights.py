@@ -21,6 +21,7 @@ from gpt2_core.initialization import initial_value
 from gpt2_core.inputs import given_twice, ragged
 from gpt2_core.parameters import Head, Parameter, parameter_table
 from gpt2_core.pretrained import Pretrained, open_pretrained, save_pretrained
+from gpt2_tf.exporting import ExportingMixin
 from gpt2_tf.fitting import FittingMixin
 from gpt2_tf.layers import Part, Tensor, dims, in_dtype, replace_variable
 
@@ -183,7 +184,7 @@ def _to_file(variable: Any) -> FileTensor:
     return FileTensor(name, tuple(variable.shape), load)
 
 
-class PreTrainedModel(FittingMixin, keras.Model):
+class PreTrainedModel(FittingMixin, ExportingMixin, keras.Model):
     """The base of every model: a config, parameters as the table says, and the ways in and out of files."""
 
     head: Head
