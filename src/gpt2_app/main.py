@@ -32,21 +32,12 @@ def main() -> NoReturn:
 
         silence_stdout()
         code = BROKEN_PIPE
-    except Exception as error:
-        code = _traceback(error)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        code = BUG
     sys.exit(code)
-
-
-def _traceback(error: Exception) -> int:
-    """Show where it happened; errors of the library come here under --debug, and keep their codes."""
-    import traceback
-
-    traceback.print_exception(error)
-    try:
-        from gpt2_app.failures import exit_code
-    except ImportError:
-        return BUG
-    return exit_code(error)
 
 
 if __name__ == "__main__":

@@ -264,6 +264,27 @@ def test_a_text_is_read_with_as_vocabulary_from_the_option_a_file_or_standard_in
     assert report.notes == ("of the text's 10 tokens the first 8 were read",)
 
 
+def test_rows_are_the_text_in_order_from_its_beginning(gpt2: Run, tiny: str, monkeypatch) -> None:
+    from gpt2_core.tokenizer import GPT2Tokenizer
+
+    given = []
+    taken = running.inputs_of
+    monkeypatch.setattr(running, "inputs_of", lambda config, head, ids: given.append(ids) or taken(config, head, ids))
+    text = "one two three four five six seven"
+    gpt2("compare", tiny, tiny, *NUMPY, "--tokenizer", "gpt2", "--text", text, "--rows", 2, "--length", 3)
+    assert given[0].reshape(-1).tolist() == GPT2Tokenizer().encode(text)[:6]
+
+
+@pytest.mark.parametrize("dtype", list(REFERENCE))
+def test_the_reference_computes_in_float64_on_weights_rounded_to_the_format(one: str, tmp_path: Path, dtype: str):
+    stored = {name: rounded(value, "float32") for name, value in ordinary_parameters(CONFIG, "lm").items()}
+    ids = random_ids(CONFIG, 1, 9)
+    expected = ReferenceModel(CONFIG, {name: rounded(value, dtype) for name, value in stored.items()})(ids)
+    found = running.run("numpy", running.look(one, Head.LM), dtype, {"input_ids": ids}, tmp_path / "shelf")
+    assert np.array_equal(found.outputs[Key("logits")], expected.logits)
+    assert np.array_equal(found.parameters[KERNEL], rounded(stored[KERNEL], dtype))
+
+
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("T", [1, 2, 7])
 def test_every_head_is_given_labels_that_it_can_take(head: str, T: int) -> None:
@@ -294,6 +315,8 @@ def test_people_are_shown_tables_that_fit_any_width(gpt2: Run, one: str, tmp_pat
     flat = " ".join(shown.split())
     for text in ("Outputs, held to the tolerances of float32", "hidden_states", "MISMATCH: 28 of 28 parameters"):
         assert text in flat
+    assert ("output absolute relative error ratio worst at" in flat) == (width >= 80)
+    assert ("output error ratio worst at" in flat) == (width < 80)
 
 
 @needs_matplotlib
@@ -354,7 +377,7 @@ def test_without_matplotlib_the_extra_is_named_before_anything_is_run(gpt2: Run,
         (["B", "--gradients"], "computes no gradients"),
         (["B", "--head", "tail"], "expected one of none, lm"),
         (["B", "--text", "a", "--file", "b"], "got both"),
-        (["B", "--length", "25"], "24 positions"),
+        (["B", "--length", "25"], "--length is 25"),
         (["B", "--length", "0"], "length"),
         (["B", "--text", "", "--tokenizer", "gpt2"], "0 tokens"),
         (["B", "--text", "one two", "--tokenizer", "gpt2", "--rows", "3"], "2 tokens"),
@@ -366,6 +389,10 @@ def test_what_cannot_be_compared_is_exit_code_2(gpt2: Run, one: str, arguments: 
     result = gpt2("compare", one, *given, *framework)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
+
+
+def test_gradients_of_the_reference_are_refused_before_anything_is_loaded(gpt2: Run) -> None:
+    assert gpt2("compare", "nobody/nothing", "nobody/something", *NUMPY, "--gradients").exit_code == 2
 
 
 @needs_torch

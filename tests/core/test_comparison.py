@@ -195,6 +195,24 @@ def test_every_kind_of_output_is_compared_and_its_axes_are_named():
     assert {(row.kind, len(row.errors)) for row in report.heat} == {(kind, 9) for kind in kinds if kind != "loss"}
 
 
+def test_every_output_has_the_name_of_its_place():
+    out = ReferenceModel(CONFIG, ordinary_parameters(CONFIG, "lm"))(IDS, labels=IDS, output_hidden_states=True)
+    found = dict(named(out))
+    assert found[Key("past.key", 1)] is out.past[1][0]
+    assert found[Key("past.value", 0)] is out.past[0][1]
+    assert found[Key("hidden_states", 2)] is out.hidden_states[2]
+    assert found[Key("loss")] is out.loss
+
+
+def test_the_worst_is_what_exceeds_its_own_tolerance_the_most():
+    a, b = side(dtype="float32"), side(dtype="float32")
+    logits = a.outputs[Key("logits")].copy()
+    logits[0, 0, 0] += 1e-4
+    moved = {**a.outputs, Key("logits"): logits, Key("loss"): a.outputs[Key("loss")] + 9e-5}
+    worst = compare(dataclasses.replace(a, outputs=moved), b).outputs.worst
+    assert worst.name == "loss"  # less far away than the logits, but its tolerance is smaller
+
+
 def test_each_position_is_held_to_the_tolerance_of_its_kind():
     a, b = side(dtype="float32"), side(dtype="float32")
     report = compare(dataclasses.replace(a, gradients=a.parameters), dataclasses.replace(b, gradients=b.parameters))
