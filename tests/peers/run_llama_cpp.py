@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import llama_cpp
 import numpy as np
@@ -60,5 +61,5 @@ def vocab(model: llama_cpp.Llama) -> object:
     return llama_cpp.llama_model_get_vocab(model._model.model)
 
 
-for each in json.loads(open(sys.argv[1]).read()):
+for each in json.loads(Path(sys.argv[1]).read_text()):
     np.savez(each["answers"], **answer(each))

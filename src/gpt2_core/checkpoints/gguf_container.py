@@ -122,10 +122,7 @@ def read_header(file: MappedFile) -> Header:
     if version not in (2, 3):
         raise CheckpointFormatError(_strange_version(version))
     tensors, keys = reader.u64(), reader.u64()
-    if tensors * _LEAST_TENSOR + keys * _LEAST_KEY > reader.left:
-        raise CheckpointFormatError(
-            f"it claims {keys} keys and {tensors} tensors, for which its header has no room; it is damaged"
-        )
+    reader.expect(tensors * _LEAST_TENSOR + keys * _LEAST_KEY)
     values = _values(reader, keys)
     alignment = _alignment(values)
     found = [reader.tensor() for _ in range(tensors)]
@@ -215,10 +212,14 @@ class _Reader:
 
     def take(self, count: int) -> bytes:
         """The next bytes."""
-        if count > self.left:
-            raise self._too_short(count)
+        self.expect(count)
         self.place += count
         return self._data[self.place - count : self.place]
+
+    def expect(self, count: int) -> None:
+        """Raise CheckpointFormatError unless this many bytes are left."""
+        if count > self.left:
+            raise self._too_short(count)
 
     def u32(self) -> int:
         """The next four bytes, as a number."""
@@ -282,8 +283,7 @@ class _Reader:
         return data.astype(bool)
 
     def _strings(self, count: int) -> tuple[bytes, ...]:
-        if count * _U64.size > self.left:
-            raise self._too_short(count * _U64.size)
+        self.expect(count * _U64.size)
         data, place, end = self._data, self.place, len(self._data)
         found = []
         for _ in range(count):  # the hot loop of opening: a vocabulary and its merges, 30 ms

@@ -28,7 +28,7 @@ _ROWS = 16  # of a transposed array at a time: as many numbers of float32 as a l
 def quantize(numbers: NDArray[Any]) -> NDArray[Any]:
     """Blocks of Q8_0 from float32 numbers, a multiple of 32. Raises: CheckpointError for numbers it cannot hold."""
     rows = numbers.astype(np.float32, copy=False).reshape(-1, BLOCK)
-    largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    largest = np.abs(rows).max(axis=1)
     scale = largest / np.float32(127)
     blocks = np.empty(len(rows), _BLOCK)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
