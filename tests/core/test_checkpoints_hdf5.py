@@ -61,7 +61,8 @@ def test_h5py_reads_what_we_write_and_so_do_we(tmp_path: Path, count: int) -> No
     """Eight members fill a leaf, 256 a tree of the usual kind; more make wider leaves."""
     h5py = pytest.importorskip("h5py")
     arrays = some_arrays(count)
-    path = written(tmp_path / "a.h5", arrays, backend="tensorflow", many=[f"name {n}" for n in range(count)])
+    many = [f"name {n}" for n in range(count)]
+    path = written(tmp_path / "a.h5", arrays, backend="tensorflow", script="重み", many=many)
     with h5py.File(path) as file:
         found = []
         file.visititems(lambda name, each: found.append(tuple(name.split("/"))) if hasattr(each, "shape") else None)
@@ -70,7 +71,9 @@ def test_h5py_reads_what_we_write_and_so_do_we(tmp_path: Path, count: int) -> No
             each = file["/".join(names)]
             assert each.shape == tensor.shape and np.array_equal(each[()], tensor.array()), names
         assert file.attrs["backend"] == b"tensorflow" and list(file.attrs["layer_names"]) == [b"g"]
-        assert [name.decode() for name in file.attrs["many"]] == [f"name {n}" for n in range(count)]
+        encodings = [h5py.check_string_dtype(file.attrs.get_id(name).dtype).encoding for name in ("backend", "script")]
+        assert encodings == ["ascii", "utf-8"] and file.attrs["script"] == "重み".encode()
+        assert [name.decode() for name in file.attrs["many"]] == many
     again = read(path)
     assert again.keys() == arrays.keys()
     for names, tensor in arrays.items():
@@ -159,6 +162,22 @@ def test_a_full_disk_is_a_write_error_and_leaves_the_old_file(tmp_path: Path) ->
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (tmp_path / "tf_model.h5").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_tensors_are_fetched_one_at_a_time_while_writing(tmp_path: Path) -> None:
+    events = []
+
+    def tensor(name: str) -> Tensor:
+        def load() -> np.ndarray:
+            events.append(f"load {name}")
+            return np.zeros(3, np.float32)
+
+        return Tensor("float32", (3,), load, lambda: events.append(f"release {name}"))
+
+    for most in (None, 12):
+        h5.write(tmp_path / str(most), {f"h.{n}.ln_1.bias": tensor(str(n)) for n in range(2)}, max_shard_bytes=most)
+        assert events == ["load 0", "release 0", "load 1", "release 1"]
+        events.clear()
 
 
 PEAK = """
@@ -361,6 +380,13 @@ def endless(data: bytearray) -> None:
     struct.pack_into("<QQ", data, at, start + 16, struct.unpack_from("<I", data, start + 8)[0])
 
 
+def own_child(data: bytearray) -> None:
+    """A tree of two levels whose lower level is itself."""
+    at = data.index(b"TREE")
+    data[at + 5] = 1
+    struct.pack_into("<Q", data, at + 32, at)
+
+
 LIES: dict[str, tuple[Callable[[bytearray], None], str]] = {
     "a huge size": (put(lambda d: place(d, 1) + 8, "<Q", 1 << 61), "that memory could hold"),
     "sizes whose product overflows": (put(lambda d: place(d, 1) + 8, "<QQ", 1 << 32, 1 << 32), "memory could hold"),
@@ -380,7 +406,7 @@ LIES: dict[str, tuple[Callable[[bytearray], None], str]] = {
     "a root that is an array": (put(lambda d: 64, "<Q", 0), "not of version 1"),
     "a message longer than the header": (put(lambda d: place(d, 1) - 6, "<H", 60_000), "longer than the header"),
     "a header without end": (endless, "takes more than 16777216 bytes"),
-    "a tree in itself": (lambda d: d.__setitem__(d.index(b"TREE") + 5, 1), "no tree where it should be"),
+    "a tree in itself": (own_child, "no tree where it should be"),
     "more children than there are": (put(lambda d: d.index(b"TREE") + 6, "<H", 65_535), "would stand at bytes"),
     "more members than there are": (put(lambda d: d.index(b"SNOD") + 6, "<H", 65_535), "would stand at bytes"),
     "a heap beyond the end": (put(lambda d: d.index(b"HEAP") + 8, "<Q", 1 << 60), "would stand at bytes"),
