@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import typer
 from gpt2_app import failures, terminal
 from gpt2_core.errors import (
     CannotHoldError,
+    CheckpointError,
     CheckpointMismatchError,
     Gpt2Error,
     InputError,
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from gpt2_core.conversion import Plan, Progress, Report, Source
 
 FORMATS = "safetensors|bin|h5|keras|openai|kerashub|nanogpt|llmc|gguf|flax|npz"
-_UNITS = {"": 1, **{unit + "b": 1000**power for power, unit in enumerate(("", "k", "m", "g", "t"))}} | {
-    f"{unit}ib": 1024**power for power, unit in enumerate(("k", "m", "g", "t"), 1)
-}
 
 
 def command(
@@ -82,7 +79,7 @@ def command(
     from gpt2_core.conversion import carry_out, plan_conversion
 
     _check_names(to, of, dtype, verify)
-    most = None if shard_size is None else parse_size(shard_size)
+    most = parse_size(shard_size)
     with _codes(), _opened(source, of, config, head, offline) as opened:
         plan = plan_conversion(
             opened,
@@ -109,15 +106,17 @@ def command(
             show_report(report)
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str | None) -> int | None:
     """Bytes from a size as people write it: 2GB (decimal, as disks are sold), 500MiB, 1000.
 
     Raises: InputError.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    if found is None or found[2] not in _UNITS or float(found[1]) * _UNITS[found[2]] < 1:
-        raise InputError(f"the shard size is {text!r}; expected a size such as 2GB, 500MiB or 1000000")
-    return int(float(found[1]) * _UNITS[found[2]])
+    from gpt2_core.files import size_in_bytes
+
+    try:
+        return size_in_bytes("--shard-size", text)
+    except CheckpointError as cause:
+        raise InputError(f"--shard-size is {text!r}, expected a size such as 2GB, 500MiB or 1000000") from cause
 
 
 def _check_names(to: str, of: str | None, dtype: str | None, verify: str | None) -> None:
@@ -222,7 +221,8 @@ def _show_tensors(plan: Plan) -> None:
     for row in plan.rows:
         kind = row.dtype if row.dtype == row.source_dtype else f"{row.source_dtype} -> {row.dtype}"
         there = ("same" if name == row.name else terminal.harmless(name) for name in (row.source_name, row.target_name))
-        lines.append((row.name, *there, " x ".join(map(str, row.shape)), kind, f"{row.bytes:,}"))
+        of, to = there
+        lines.append((row.name, of, to, " x ".join(map(str, row.shape)), kind, f"{row.bytes:,}"))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = [cell.ljust(width) for cell, width in zip(line[:-1], widths, strict=False)]

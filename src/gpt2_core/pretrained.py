@@ -13,10 +13,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2_core.checkpoints import Checkpoint, Tensor, is_weight_file, named_format, open_checkpoint
+from gpt2_core.checkpoints import Checkpoint, Tensor, is_weight_file, named_format, open_checkpoint, write_with
+from gpt2_core.checkpoints.configs import config_of
+from gpt2_core.checkpoints.holds import BESIDE, About, holds_of, objections
 from gpt2_core.checkpoints.naming import Matching, match
-from gpt2_core.config import PRESETS, GPT2Config, check_config
-from gpt2_core.errors import CheckpointError, ConfigError
+from gpt2_core.config import GPT2Config, check_config
+from gpt2_core.errors import CannotHoldError, CheckpointError
 from gpt2_core.files import atomic_folder, existing, finish_interrupted_save, size_in_bytes
 from gpt2_core.initialization import initial_value
 from gpt2_core.parameters import Head, Parameter, parameter_table
@@ -71,24 +73,19 @@ def open_pretrained(
         )
     # Before the config is read: a save that was killed may still have to put its files in place.
     finish_interrupted_save(path if path.is_dir() else path.parent)
-    if config is None:
-        config = _config_beside(path)
     head = Head(head)
     checkpoint = open_checkpoint(path, writable=writable)
-    table = parameter_table(config, head)
-    tied = config.tie_word_embeddings and head in (Head.LM, Head.DOUBLE)
-    matching = match(checkpoint, table, n_layer=config.n_layer, tied=tied)
+    try:
+        if config is None:
+            beside = holds_of(named_format(checkpoint.format)).config == BESIDE
+            config = config_of(checkpoint, beside=beside or checkpoint.config is None).config
+        table = parameter_table(config, head)
+        tied = config.tie_word_embeddings and head in (Head.LM, Head.DOUBLE)
+        matching = match(checkpoint, table, n_layer=config.n_layer, tied=tied)
+    except BaseException:
+        checkpoint.close()
+        raise
     return Pretrained(config, head, checkpoint, matching, table)
-
-
-def _config_beside(path: Path) -> GPT2Config:
-    file = (path if path.is_dir() else path.parent) / "config.json"
-    if not file.exists():
-        raise ConfigError(
-            f"{file} does not exist; expected a config.json beside the weights. If the weights have none, say what "
-            f"they are: from_pretrained(..., config=GPT2Config(...)), or one of the presets {', '.join(PRESETS)}"
-        )
-    return GPT2Config.from_json_file(file)
 
 
 def save_pretrained(
@@ -103,12 +100,14 @@ def save_pretrained(
 ) -> Path:
     """Write config.json and weights into ``folder`` as one: killed at any moment, the folder is old or new.
 
+    A format that keeps the configuration inside gets no config.json beside it.
+
     ``tensors`` are named as in the parameter table and all of one dtype, which the config records. Weights of any
     format that were there before are replaced. ``max_shard_bytes`` splits them into files of at most so many bytes; it
     may also be written with a unit, as in "5GB". Returns the folder.
 
-    Raises: CheckpointError for tensors that do not fit the config or an unknown format; WriteError where the system
-    refuses.
+    Raises: CheckpointError for tensors that do not fit the config or an unknown format; CannotHoldError for a model
+    that the format has no place for; WriteError where the system refuses.
     """
     folder, chosen = Path(folder), named_format(format)
     most = size_in_bytes("max_shard_bytes", max_shard_bytes)
@@ -127,7 +126,12 @@ def save_pretrained(
     extra.pop("torch_dtype", None)
     if len(dtypes) == 1:
         extra["dtype"] = dtypes.pop()
+    holds = holds_of(chosen)
+    reasons = objections(format, holds, config, Head(head), {tensor.dtype for tensor in tensors.values()})
+    if reasons:
+        raise CannotHoldError(f"this model cannot be saved as {format}: " + "; ".join(reasons))
     with atomic_folder(folder, replaces=is_weight_file) as stage:
-        config.replace(extra=extra).save_pretrained(stage)
-        chosen.write(stage, tensors, max_shard_bytes=most)
+        if holds.config == BESIDE:
+            config.replace(extra=extra).save_pretrained(stage)
+        write_with(chosen, stage, tensors, max_shard_bytes=most, about=About(config, Head(head)))
     return folder

@@ -178,15 +178,6 @@ def test_the_first_version_of_the_tokenizer_is_read_too(tmp_path: Path) -> None:
     assert llmc.read_tokenizer(tmp_path / "t.bin").vocabulary.is_gpt2
 
 
-def test_tiktoken_says_the_same_of_every_token(tmp_path: Path) -> None:
-    tiktoken = pytest.importorskip("tiktoken")
-    try:
-        encoding = tiktoken.get_encoding("gpt2")
-    except Exception as cause:  # whatever keeps it from the network
-        pytest.skip(f"tiktoken has no files: {type(cause).__name__}")
-    assert gpt2_tokens() == [encoding.decode_bytes([index]) for index in range(encoding.max_token_value + 1)]
-
-
 def bytes_only(longest: int = 1) -> Any:
     """A tokenizer of the 256 bytes, and of one merged run of `longest` a's."""
     ids = {char: index for index, char in enumerate(BYTE_TO_CHAR.values())}

@@ -49,7 +49,7 @@ from gpt2_core.vocabulary import ENDOFTEXT
 
 NAME = "llmc"
 RANK = 70
-FILES = ("llmc_model.bin", "gpt2_124M.bin", "gpt2_124M_bf16.bin")
+FILES = ("llmc_model.bin",)
 SUFFIXES = (".bin",)
 TOKENIZER = "gpt2_tokenizer.bin"
 HOLDS = Holds(
@@ -92,6 +92,8 @@ NAMES = Names(
     Rule("ln_f.bias", "lnfb"),
 )
 
+#: What llm.c's own scripts call their files: looked for, never written or removed.
+_THEIRS = tuple(f"gpt2_{size}{kind}.bin" for size in ("124M", "355M", "774M", "1558M") for kind in ("", "_bf16"))
 _MAGIC, _TOKENIZER_MAGIC = 20240326, 20240328
 _HEADER = struct.Struct("<256i")
 _MULTIPLE = 128  # rows that the token table is padded to
@@ -127,7 +129,8 @@ _WRITTEN = {"float32": 3, "bfloat16": 5}
 def find(path: Path) -> Path | None:
     """The file to open if `path`, a file or a folder, holds this format, else None."""
     if path.is_dir():
-        return next((path / name for name in FILES if (path / name).is_file() and _looks_like(path / name)), None)
+        here = [path / name for name in (*FILES, *_THEIRS) if (path / name).is_file()]
+        return next((file for file in here if _looks_like(file)), None)
     return path if path.is_file() and _looks_like(path) else None
 
 
@@ -141,7 +144,9 @@ def read(path: str | Path, *, writable: bool = False) -> Checkpoint:
     path = Path(path)
     found = find(path) if path.is_dir() else path
     if found is None:
-        raise CheckpointError(f"{path} holds no model of llm.c: expected {' or '.join(FILES)}; give the file itself")
+        raise CheckpointError(
+            f"{path} holds no model of llm.c: expected {FILES[0]}, or {_THEIRS[0]} and the like; give the file itself"
+        )
     file = MappedFile(found, writable=writable)
     try:
         return _checkpoint(file, found)
