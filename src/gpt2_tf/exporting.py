@@ -137,7 +137,7 @@ class ExportingMixin:
             fits = tf.debugging.assert_less_equal(
                 tf.reduce_max(tf.reduce_sum(attention_mask, axis=-1)),
                 config.n_positions,
-                message=f"a row has more tokens than the {config.n_positions} positions of this model; shorten the input",
+                message=f"a row has more tokens than the {config.n_positions} positions of this model; shorten it",
             )
             with tf.control_dependencies([fits]):
                 out = self.transformer(input_ids, past, attention_mask, use_cache=True, training=False)  # type: ignore[attr-defined]
