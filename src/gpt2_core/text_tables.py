@@ -10,6 +10,7 @@ of the token with exactly these bytes. So no two pieces share a number, and noth
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,8 +59,9 @@ class TextTables:
     inside: NDArray[np.bool_]
 
 
+@functools.lru_cache(maxsize=4)
 def text_tables(vocabulary: Vocabulary) -> TextTables:
-    """The tables of a vocabulary."""
+    """The tables of a vocabulary, made once."""
     arrays = merge_arrays(vocabulary)
     numbers, further = _numbers(vocabulary)
     pairs = vocabulary.merge_pairs

@@ -87,7 +87,9 @@ class TFGPT2Tokenizer(keras.layers.Layer):  # type: ignore[misc]
         self.native = bool(native)
         self._is_default = tokenizer is None
         self._follows = follows
-        self._graph = GraphTokenizer(follows, self.special)
+        self._graph = GraphTokenizer(follows, self.special) if self.native else None
+        with tf.init_scope(), tf.device("CPU:0"):
+            self._token_bytes = tf.constant(follows._token_bytes)
         self.built = True
 
     # ---- text to ids -------------------------------------------------------------------------------------------------
@@ -134,7 +136,9 @@ class TFGPT2Tokenizer(keras.layers.Layer):  # type: ignore[misc]
 
     def _batch(self, texts: Tensor) -> dict[str, Tensor]:
         with tf.device("CPU:0"):  # strings live there
-            ids, splits = self._graph.encode(texts, self.add_prefix_space) if self.native else self._in_python(texts)
+            ids, splits = (
+                self._in_python(texts) if self._graph is None else self._graph.encode(texts, self.add_prefix_space)
+            )
             lengths = splits[1:] - splits[:-1]
             kept = lengths
             if self.truncation and self.max_length is not None:
@@ -199,7 +203,7 @@ class TFGPT2Tokenizer(keras.layers.Layer):  # type: ignore[misc]
                 real = real.flat_values if isinstance(real, tf.RaggedTensor) else real
             if real is not None:
                 ids = tf.where(real != 0, ids, 0)
-            strings = tf.gather(self._graph.token_bytes, self._checked(ids))
+            strings = tf.gather(self._token_bytes, self._checked(ids))
             if real is not None:
                 strings = tf.where(real != 0, strings, "")
             if skip_special_tokens:
@@ -212,7 +216,8 @@ class TFGPT2Tokenizer(keras.layers.Layer):  # type: ignore[misc]
     def _checked(self, ids: Tensor) -> Tensor:
         wrong = (ids < 0) | (ids >= len(self._follows))
         if not tf.is_symbolic_tensor(ids):
-            self._follows.decode_bytes(tf.boolean_mask(ids, wrong).numpy()[:1])  # names the id, if there is one
+            wrong_ids = tf.boolean_mask(tf.reshape(ids, [-1]), tf.reshape(wrong, [-1]))
+            self._follows.decode_bytes(wrong_ids.numpy()[:1])  # names the id, if there is one
             return ids
         words = (
             f"an id is not in the vocabulary; expected 0 to {len(self._follows) - 1}; check that model and tokenizer "
@@ -361,8 +366,8 @@ def _copied(tokenizer: GPT2Tokenizer | None) -> GPT2Tokenizer:
         return GPT2Tokenizer()
     if not isinstance(tokenizer, GPT2Tokenizer):
         raise TokenizerError(
-            f"tokenizer is {type(tokenizer).__name__}; expected a GPT2Tokenizer, or None for GPT-2's own vocabulary; "
-            f"for a name or a folder: GPT2Tokenizer.from_pretrained(...)"
+            f"tokenizer is of type {type(tokenizer).__name__}; expected a GPT2Tokenizer, or None for GPT-2's own "
+            f"vocabulary; for a name or a folder: GPT2Tokenizer.from_pretrained(...)"
         )
     added = sorted(tokenizer._added.values(), key=lambda token: token.id)
     return _made(tokenizer._vocabulary, added, {name: getattr(tokenizer, name) for name in _SETTINGS})

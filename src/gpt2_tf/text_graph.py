@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from gpt2_core.errors import TokenizerError
 from gpt2_core.pretokenize import BARRIER, OTHER, SPACE
 from gpt2_core.text_tables import BEYOND, KEY_SHIFT, MOST_WORDS, WORD, text_tables
 from gpt2_core.tokenizer import GPT2Tokenizer
@@ -49,10 +50,9 @@ class Rows(NamedTuple):
 
 
 class GraphTokenizer(tf.Module):  # type: ignore[misc]
-    """Strings to ids in TensorFlow's own operations, for one vocabulary and one set of added tokens.
+    """Strings to ids in TensorFlow's own operations.
 
-    added: the tokens to be found in texts before anything else, and their ids.
-    forbidden: those of them that must not be there.
+    tokenizer: whose vocabulary and added tokens to use. special: as in `GPT2Tokenizer.encode`.
     """
 
     def __init__(self, tokenizer: GPT2Tokenizer, special: str) -> None:
@@ -61,10 +61,10 @@ class GraphTokenizer(tf.Module):  # type: ignore[misc]
         self.size = tables.size
         self.never = len(tables.pair_keys)  # the rank of pairs that do not merge
         self.in_order = tables.in_order
-        token_bytes = list(tokenizer._token_bytes)
         added = [token for token in tokenizer._added.values() if special != "text" or not token.special]
         added.sort(key=lambda token: len(token.content), reverse=True)
         self.pattern = "|".join(_literal(token.content) for token in added)
+        _check_pattern(self.pattern, len(added))
         self.signs = sorted({token.content.encode()[:2] for token in added})
         self.forbidden_ids = [token.id for token in added if token.special] if special == "forbid" else []
         with tf.init_scope(), tf.device("CPU:0"):
@@ -78,8 +78,7 @@ class GraphTokenizer(tf.Module):  # type: ignore[misc]
             self.byte_classes = tf.constant(tables.byte_classes)
             self.class_table = tf.constant(tables.class_table)
             self.inside = tf.constant(tables.inside)
-            self.token_bytes = tf.constant(token_bytes)
-            self.token_sizes = tf.constant([len(data) for data in token_bytes], tf.int64)
+            self.token_sizes = tf.constant([len(data) for data in tokenizer._token_bytes], tf.int64)
             # What is behind a word's end is 0xFF, in all bits from 8 times its length on.
             self.behind = tf.constant([-1 << 8 * size for size in range(WORD)] + [0], tf.int64)
 
@@ -341,6 +340,17 @@ def _lookup(keys: Any, values: Any, default: int) -> Any:
 def _literal(content: str) -> str:
     """A regular expression of RE2 for this very text."""
     return "".join(char if char.isascii() and char.isalnum() else f"\\x{{{ord(char):x}}}" for char in content)
+
+
+def _check_pattern(pattern: str, tokens: int) -> None:
+    try:
+        with tf.init_scope():
+            tf.strings.regex_replace("", pattern, "")
+    except tf.errors.InvalidArgumentError as cause:
+        raise TokenizerError(
+            f"the tokenizer has {tokens} added tokens, {len(pattern)} characters as a pattern, which is more than "
+            f"TensorFlow looks for at a time; expected some ten thousand at most; use native=False"
+        ) from cause
 
 
 def _repaired(texts: Tensor) -> Tensor:
