@@ -73,10 +73,6 @@ def loss(logits: Any, ids: np.ndarray) -> Any:
     return tf.reduce_mean(each)
 
 
-def session(devices: int = 1) -> Any:
-    """A session with one thread, and as many devices as are asked for."""
-    return v1.Session(
-        config=v1.ConfigProto(
-            device_count={"CPU": devices}, intra_op_parallelism_threads=1, inter_op_parallelism_threads=1
-        )
-    )
+def session() -> Any:
+    """A session with one thread."""
+    return v1.Session(config=v1.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1))

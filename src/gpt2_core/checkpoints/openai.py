@@ -322,6 +322,7 @@ def _checkpoint(bundle: Bundle, config: Mapping[str, int | float] | None, notes:
     names = [name for name in bundle.entries if name not in ignored]
     _refuse_objects(names)
     there = {name: bundle.tensor(name) for name in names}
+    _check_kernels(there, n_layer)
     found = NAMES.from_file(there)
     # The numbers of a kernel are in the same order without its first axis, so a piece of them can be passed on at once.
     tensors = {
@@ -362,6 +363,15 @@ def _refuse_objects(names: Iterable[str]) -> None:
             f"tf.train.Checkpoint write them, where OpenAI's code has model/wte, model/h0/attn/c_attn/w; save the "
             f"model in Keras's own format"
         )
+
+
+def _check_kernels(tensors: Mapping[str, Tensor], n_layer: int) -> None:
+    """Raise CheckpointFormatError unless all kernels have the shape (1, in, out): without the 1 it might be turned."""
+    kernels = [row.theirs[0] for row in NAMES.rows(n_layer) if row.pattern is not None]
+    shapes = {name: tensors[name].shape for name in kernels if name in tensors}
+    odd = [f"{name} is {shape}" for name, shape in shapes.items() if len(shape) != 3 or shape[0] != 1]
+    if odd:
+        raise CheckpointFormatError(f"its kernels are not of the shape (1, in, out): {', '.join(odd[:10])}")
 
 
 def _tokenizer(folder: Path) -> Callable[[], TokenizerParts]:

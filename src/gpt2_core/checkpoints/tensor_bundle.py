@@ -163,15 +163,15 @@ def _entries(table: list[sstable.Entry]) -> tuple[dict[str, Entry], int]:
     if not table or table[0][0] != _HEADER:
         raise CheckpointFormatError("it has no header, which is what the empty name stands for")
     shards = _shards(table[0][1])
+    named = [(key, value) for key, value in table[1:] if not key.startswith(_SLICE)]
     found = {}
-    for key, value in table[1:]:
+    for key, value in named:
         try:
             name = key.decode()
         except UnicodeDecodeError as cause:
             raise CheckpointFormatError(f"the name {key[:80]!r} is not UTF-8") from cause
-        if not key.startswith(_SLICE):
-            found[name] = _entry(name, value, shards)
-    if len(found) < len(table) - 1:
+        found[name] = _entry(name, value, shards)
+    if len(named) < len(table) - 1:
         raise CheckpointFormatError("it holds pieces of partitioned variables; save it again without a partitioner")
     return found, shards
 
