@@ -1,0 +1,128 @@
+"""Converting a model to every format and back, against copying its file: time, and the most memory held.
+
+Each conversion runs in a process of its own, in turns with `cp` of the source and with `cp` followed by fsync (a
+conversion forces what it wrote to the disk; `cp` does not). Numbers are random; the file is in the page cache, as after
+a download.
+
+    python benchmarks/convert.py --size gpt2-xl --rounds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import machine, show, write_json
+
+CHILD = """
+import json, sys, time
+from pathlib import Path
+from gpt2_core.conversion import carry_out, open_source, plan_conversion
+source, target, to, verify = sys.argv[1:]
+start = time.perf_counter()
+with open_source(source) as opened:
+    carry_out(plan_conversion(opened, target, to, verify=verify, tokenizer=False))
+seconds = time.perf_counter() - start
+peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+print(json.dumps([seconds, peak]))
+"""
+
+
+def source(folder: Path, size: str) -> Path:
+    """A model of random float32 numbers, one file as the hub has it."""
+    from gpt2_core.checkpoints import Tensor, save_checkpoint
+    from gpt2_core.config import PRESETS
+    from gpt2_core.parameters import parameter_table
+
+    chance = np.random.default_rng(0)
+
+    def drawn(shape: tuple[int, ...]) -> Tensor:
+        return Tensor("float32", shape, lambda: chance.standard_normal(shape, np.float32))
+
+    save_checkpoint(folder, {row.name: drawn(row.shape) for row in parameter_table(PRESETS[size])})
+    PRESETS[size].save_pretrained(folder)
+    return folder
+
+
+def copied(file: Path, target: Path, *, to_disk: bool) -> float:
+    start = time.perf_counter()
+    subprocess.run(["cp", file, target], check=True)
+    if to_disk:
+        descriptor = os.open(target, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    seconds = time.perf_counter() - start
+    target.unlink()
+    return seconds
+
+
+def converted(given: Path, target: Path, to: str, verify: str) -> tuple[float, int]:
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, given, target, to, verify], check=True, capture_output=True, text=True
+    )
+    seconds, peak = json.loads(done.stdout)
+    return seconds, peak
+
+
+def main() -> None:
+    from gpt2_core.checkpoints import formats
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", default="gpt2", help="a preset: gpt2, gpt2-medium, gpt2-large, gpt2-xl")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--formats", default=",".join(formats()))
+    parser.add_argument("--verify", default="none", choices=("none", "tensors", "logits"))
+    parser.add_argument("--folder", help="where to write; the default is the system's temporary folder")
+    parser.add_argument("--json")
+    args = parser.parse_args()
+
+    print(machine())
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        root = Path(name)
+        given = source(root / "source", args.size)
+        file = given / "model.safetensors"
+        copies: dict[bool, list[float]] = {False: [], True: []}
+        found: dict[tuple[str, str], list[tuple[float, int]]] = {}
+        for _ in range(args.rounds):
+            for to in args.formats.split(","):
+                for to_disk, seconds in copies.items():
+                    seconds.append(copied(file, root / "copy", to_disk=to_disk))
+                found.setdefault((to, "to"), []).append(converted(given, root / "there", to, args.verify))
+                found.setdefault((to, "from"), []).append(
+                    converted(root / "there", root / "back", "safetensors", args.verify)
+                )
+                shutil.rmtree(root / "there")
+                shutil.rmtree(root / "back")
+        base, with_sync = (statistics.median(copies[to_disk]) for to_disk in (False, True))
+        rows: list[dict[str, Any]] = [
+            {
+                "format": format,
+                "direction": direction,
+                "s": statistics.median(seconds for seconds, _ in runs),
+                "ratio to cp": statistics.median(seconds for seconds, _ in runs) / base,
+                "ratio to cp and fsync": statistics.median(seconds for seconds, _ in runs) / with_sync,
+                "peak MB": max(peak for _, peak in runs) / 1e6,
+            }
+            for (format, direction), runs in found.items()
+        ]
+        size = file.stat().st_size
+        title = (
+            f"{args.size}, {size / 1e9:.2f} GB; cp {base:.2f} s, cp and fsync {with_sync:.2f} s, verify {args.verify}"
+        )
+        show(title, rows)
+        write_json(args.json, {"machine": machine(), "title": title, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
