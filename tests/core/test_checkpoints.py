@@ -237,7 +237,7 @@ def test_a_format_is_a_module_with_the_same_verbs() -> None:
     for name, module in formats().items():
         assert name == module.NAME and module.FILES
         assert all(callable(getattr(module, verb)) for verb in ("find", "owns", "read", "write"))
-        assert all(module.owns(file) for file in module.FILES)
+        assert module.owns(module.FILES[0]), "what it writes it owns"
 
 
 def test_the_preferred_format_is_opened_first(tmp_path: Path) -> None:
