@@ -58,7 +58,7 @@ def read_past(past: Any, config: GPT2Config, batch: int | None) -> Past | None:
         return None
     check_past(config, len(layers))
     first = layers[0][0]
-    length = known(first)[2] if tf.is_tensor(first) and first.shape.rank == 4 else 0
+    length = known(first)[2] if tf.is_tensor(first) and first.shape.rank == 4 else None
     for i, pair in enumerate(layers):
         for tensor in pair:
             if not tf.is_tensor(tensor) or tensor.shape.rank is None:

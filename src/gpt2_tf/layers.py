@@ -5,6 +5,7 @@ Letters: B batch, T new positions, C model width.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import keras
@@ -55,12 +56,23 @@ def replace_variable(layer: Any, name: str, value: Tensor) -> None:
     # All are put back in their order, in which Keras's files and optimizers count them.
     for variable in own:
         if variable.name == name:
-            new = layer.parameter(name, *value.shape)
+            with contextlib.ExitStack() as scopes:
+                for outer in variable.path.split("/")[:-2]:
+                    scopes.enter_context(keras.name_scope(outer))
+                new = layer.parameter(name, *value.shape)
             new.assign(value)
             new.trainable = variable.trainable
             setattr(layer, name, new)
         else:
             setattr(layer, variable.name, variable)
+
+
+def replace_layer(owner: Any, name: str, new: Any) -> None:
+    """Put ``new`` in the place of ``owner``'s layer ``name``, of which nothing stays behind."""
+    old = getattr(owner, name)
+    delattr(owner, name)
+    owner._tracker.untrack(old)
+    setattr(owner, name, new)
 
 
 def dims(x: Tensor) -> list[Any]:

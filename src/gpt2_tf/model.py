@@ -34,7 +34,7 @@ from gpt2_tf.outputs import BaseOutput
 from gpt2_tf.weights import PreTrainedModel, inputs_together, registered
 
 
-@tf.custom_gradient
+@tf.custom_gradient  # type: ignore[untyped-decorator]
 def _rows(table: Tensor, ids: Tensor) -> tuple[Tensor, Any]:
     """The rows ``ids`` of ``table``, whose gradient is one dense sum.
 

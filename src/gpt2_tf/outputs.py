@@ -15,6 +15,7 @@ from gpt2_core.outputs import (
     Output,
     QuestionAnsweringOutput,
 )
+from gpt2_tf.cache import Past
 
 __all__ = ["BaseOutput", "ClassifierOutput", "DoubleHeadsOutput", "LMOutput", "QuestionAnsweringOutput"]
 
@@ -22,13 +23,15 @@ __all__ = ["BaseOutput", "ClassifierOutput", "DoubleHeadsOutput", "LMOutput", "Q
 def _register(cls: Any) -> None:
     names = [f.name for f in fields(cls)]
 
-    def parts(out: Output) -> tuple[tuple[Any, ...], tuple[str, ...]]:
+    def parts(out: Any) -> tuple[tuple[Any, ...], tuple[str, ...]]:
         kept = tuple(name for name in names if getattr(out, name) is not None)
         return tuple(getattr(out, name) for name in kept), kept
 
-    def whole(kept: tuple[str, ...], values: Any) -> Output:
-        made: Output = cls(**dict(zip(kept, values, strict=True)))
-        return made
+    def whole(kept: Any, values: Any) -> Any:
+        fields_of = dict(zip(kept, values, strict=True))
+        if isinstance(fields_of.get("past"), tuple):  # tf.function gives a plain one back
+            fields_of["past"] = Past(fields_of["past"])
+        return cls(**fields_of)
 
     def flatten(out: Output) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         values, kept = parts(out)

@@ -23,7 +23,7 @@ from gpt2_core.parameters import Head, Parameter, parameter_table
 from gpt2_core.pretrained import Pretrained, open_pretrained, save_pretrained
 from gpt2_tf.exporting import ExportingMixin
 from gpt2_tf.fitting import FittingMixin
-from gpt2_tf.layers import Part, Tensor, dims, in_dtype, replace_variable
+from gpt2_tf.layers import Part, Tensor, dims, in_dtype, replace_layer, replace_variable
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 
@@ -374,7 +374,7 @@ class PreTrainedModel(FittingMixin, ExportingMixin, keras.Model):
     def tie_weights(self) -> None:
         """Make the language-model head the token table itself, where the config says they are one."""
         if self.head in (Head.LM, Head.DOUBLE) and self.config.tie_word_embeddings:
-            self.lm_head = _Tied(self._body().wte)
+            replace_layer(self, "lm_head", _Tied(self._body().wte))
 
     def _set_config(self, **changes: Any) -> None:
         self.config = self.config.replace(**changes)

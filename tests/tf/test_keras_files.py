@@ -54,7 +54,7 @@ def test_weights_come_back_into_a_model_made_anew_and_a_tied_head_is_stored_once
 
 def test_weights_of_another_shape_are_refused(tmp_path):
     tiny().save_weights(tmp_path / "model.weights.h5")
-    with pytest.raises(ValueError, match="could not be loaded(.|\n)*Embedding name=wte"):
+    with pytest.raises(ValueError, match=r"could not be loaded(.|\n)*Embedding name=wte"):
         tiny(vocab_size=38).load_weights(tmp_path / "model.weights.h5")
 
 
