@@ -25,9 +25,9 @@ transformers always tie the language-model head to `wte`; an untied one is store
 which they report as not used. Writing takes GPT-2's parameters only; dtypes are kept (bfloat16 too: see
 `gpt2_core.checkpoints.hdf5`, which is the container), except bool, which would be an enumeration.
 
-Source: modeling_tf_utils.py and modeling_tf_gpt2.py of transformers 2.0 and 4.57; hdf5_format.py of tf-keras 2.21; for the
-hub's own files, the names by which public programs read them. tests/peers has files that transformers 4.57 wrote, and the
-script that made them.
+Source: modeling_tf_utils.py and modeling_tf_gpt2.py of transformers 2.0 and 4.57; hdf5_format.py of tf-keras 2.21;
+for the hub's own files, the names by which public programs read them. tests/peers has files that transformers 4.57
+wrote, and the script that made them.
 """
 
 from __future__ import annotations
