@@ -290,6 +290,7 @@ def test_numbers_that_q8_0_cannot_hold_are_refused(value: float, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("value", [0.0, 1e-45, -1e-39, 1e-7])
 def test_blocks_of_nothing_or_nearly_nothing_have_no_infinite_numbers(value: float) -> None:
     made = quantization.quantize(np.full(64, value, np.float32))
@@ -322,6 +323,24 @@ def test_a_kernel_is_quantized_along_the_rows_of_the_file(tmp_path: Path) -> Non
     given["transformer.h.0.mlp.c_fc.weight"] = Tensor.of(kernel)
     with open_checkpoint(written(tmp_path, dtype="q8_0", tensors=given)) as opened:
         assert np.allclose(opened.array("transformer.h.0.mlp.c_fc.weight"), kernel, rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_scale_that_is_infinite_is_read_without_a_word_as_the_numbers_it_gives() -> None:
+    blocks = quantization.quantize(np.arange(32, dtype=np.float32) - 5)
+    blocks["scale"] = np.inf
+    found = quantization.dequantize(blocks)
+    assert np.isnan(found[5]) and np.isposinf(found[31]) and np.isneginf(found[0])
+
+
+def test_a_table_longer_than_what_is_read_at_a_time_is_read_whole(tmp_path: Path) -> None:
+    count = 2 * quantization._READ + 3
+    numbers = np.tile(np.arange(-127, 129, dtype=np.float32) / 4, count // 8 + 1)[: count * 32]
+    path = tmp_path / "blocks"
+    path.write_bytes(b"head" + quantization.quantize(numbers).tobytes())
+    tensor = quantization.file_tensor(MappedFile(path), (count, 32), 4)
+    assert np.abs(tensor.array().reshape(-1) - numbers).max() < 0.15
+    assert b"".join(tensor.chunks()) == tensor.array().tobytes()
 
 
 def test_rows_that_do_not_fit_are_float16_and_it_is_said() -> None:
@@ -621,6 +640,8 @@ def test_their_reader_reads_what_is_written(tmp_path: Path) -> None:
     for dtype in ("float32", "float16", "bfloat16", "q8_0"):
         reader = theirs.GGUFReader(written(tmp_path / f"{dtype}.gguf", config, dtype, tokenizer=parts, tensors=given))
         fields = {name: field.contents() for name, field in reader.fields.items()}
+        kinds = {name: field.types[0].name for name, field in reader.fields.items() if name.startswith("gpt2.")}
+        assert set(kinds.values()) == {"UINT32", "FLOAT32"} and kinds["gpt2.block_count"] == "UINT32"
         assert fields["general.architecture"] == fields["tokenizer.ggml.model"] == "gpt2"
         assert fields["gpt2.attention.layer_norm_epsilon"] == np.float32(1e-5)
         assert fields["tokenizer.ggml.tokens"][256:] == ["Ġt", ENDOFTEXT, "[PAD258]", "[PAD259]"]

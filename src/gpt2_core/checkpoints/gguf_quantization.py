@@ -53,7 +53,8 @@ def quantize(numbers: NDArray[Any]) -> NDArray[Any]:
 def dequantize(blocks: NDArray[Any]) -> NDArray[np.float32]:
     """The float32 numbers of blocks of Q8_0, one after the other."""
     result: NDArray[np.float32] = blocks["numbers"].astype(np.float32)
-    result *= blocks["scale"].astype(np.float32)[:, None]
+    with np.errstate(invalid="ignore"):  # a scale of a damaged file may be infinite
+        result *= blocks["scale"].astype(np.float32)[:, None]
     return result.reshape(-1)
 
 
