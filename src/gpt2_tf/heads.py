@@ -62,7 +62,9 @@ def shifted_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Raises: InputError, for labels of another shape or outside the vocabulary.
     """
     check_labels_shape("labels", known(labels), known(logits)[:-1])
-    return cross_entropy(logits[..., :-1, :], labels[..., 1:])
+    # The labels move, not the logits: those are a large tensor, which would be copied.
+    nothing = tf.fill(dims(labels[..., :1]), tf.cast(IGNORED_LABELS[0], labels.dtype))
+    return cross_entropy(logits, tf.concat((labels[..., 1:], nothing), axis=-1))
 
 
 def last_real(

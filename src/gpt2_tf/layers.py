@@ -121,4 +121,9 @@ def dropout(x: Tensor, rate: float, seed: Tensor | None) -> Tensor:
     """
     if seed is None or rate == 0.0:
         return x
-    return tf.nn.experimental.stateless_dropout(x, rate, seed)
+    if rate >= 1.0:
+        return tf.zeros_like(x)
+    # Whole numbers are drawn and compared as they are: tf.nn.experimental.stateless_dropout turns them into fractions.
+    drawn = tf.random.stateless_uniform(tf.shape(x), seed, minval=None, maxval=None, dtype=tf.int32)
+    kept = drawn >= tf.constant(min(int(rate * 2**32) - 2**31, 2**31 - 1), tf.int32)
+    return x * tf.where(kept, tf.constant(1.0 / (1.0 - rate), x.dtype), tf.zeros((), x.dtype))
