@@ -33,6 +33,7 @@ from gpt2_core.checkpoints import (
     sstable,
     tensor_bundle,
 )
+from gpt2_core.checkpoints.crc32c import crc32c, masked
 from gpt2_core.checkpoints.protobuf import to_varint
 from gpt2_core.checkpoints.tensor_bundle import Bundle
 from gpt2_core.checkpoints.tensors import MappedFile
@@ -133,11 +134,18 @@ def test_what_was_trained_computes_what_tensorflow_computed(trained: Path) -> No
     assert error(model(ids).logits, logits) <= TRANSFORMERS
 
 
+def test_what_was_trained_is_written_again_byte_for_byte(trained: Path, tmp_path: Path) -> None:
+    with contents(trained, "model-3") as opened:
+        tensor_bundle.write(tmp_path / "again", {name: opened.tensor(name) for name in opened.entries})
+    for end in ("index", "data-00000-of-00001"):
+        assert (tmp_path / f"again.{end}").read_bytes() == (trained / f"model-3.{end}").read_bytes()
+
+
 def test_the_state_of_the_optimizer_is_listed_by_name(trained: Path) -> None:
     opened = open_checkpoint(trained)
     parameters = set(opened.names_in_file.values())
     assert opened.names_in_file["transformer.h.1.mlp.c_fc.weight"] == "model/h1/mlp/c_fc/w"
-    assert len(opened) == len(parameters) == 28
+    assert len(opened) == len(parameters) == 28 and opened.head == "lm"
     assert set(opened.ignored) == {f"{name}/{slot}" for name in parameters for slot in ("Adam", "Adam_1")} | {
         *("beta1_power", "beta2_power", "global_step")
     }
@@ -527,6 +535,34 @@ def test_flipped_cut_and_spliced_files_end_well(tmp_path: Path, name: str) -> No
                     opened.tokenizer()
         except (CheckpointError, TokenizerError) as cause:
             assert len(str(cause)) < 5000
+
+    run()
+
+
+def test_flipped_bytes_under_sound_checksums_end_well(tmp_path: Path) -> None:
+    """A stranger computes the checksums of what they changed."""
+    folder = unpack(tmp_path / "run")
+    whole = (folder / "model-3.index").read_bytes()
+    _, _, at = sstable._place(whole[-sstable.FOOTER :], 0)
+    index, size, _ = sstable._place(whole[-sstable.FOOTER :], at)
+    blocks = [(0, index - 13 - 5), (index, index + size)]  # entries, and the block of blocks; one of metadata between
+
+    @bounded
+    @given(flips=st.lists(st.tuples(st.integers(0, index + size - 1), st.integers(0, 255)), min_size=1, max_size=3))
+    def run(flips: list[tuple[int, int]]) -> None:
+        data = bytearray(whole)
+        for place, value in flips:
+            data[place] = value
+        for start, end in blocks:
+            data[end + 1 : end + 5] = masked(crc32c(data[start : end + 1])).to_bytes(4, "little")
+        (folder / "model-3.index").write_bytes(data)
+        try:
+            with openai.read(folder) as opened:
+                assert opened.bytes_total <= 18_784
+                for tensor in opened.values():
+                    tensor.array()
+        except CheckpointError as cause:
+            assert len(str(cause)) < 5000 and "checksum of the block at byte 0" not in str(cause)
 
     run()
 

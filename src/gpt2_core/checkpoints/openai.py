@@ -324,13 +324,14 @@ def _checkpoint(bundle: Bundle, config: Mapping[str, int | float] | None, notes:
     there = {name: bundle.tensor(name) for name in names}
     _check_kernels(there, n_layer)
     found = NAMES.from_file(there)
-    # The numbers of a kernel are in the same order without its first axis, so a piece of them can be passed on at once.
-    tensors = {
-        name: bundle.tensor(found.names_in_file.get(name, name), tensor.shape) for name, tensor in found.tensors.items()
-    }
+    for ours, theirs in found.names_in_file.items():
+        shape = found.tensors[ours].shape
+        if shape != there[theirs].shape:
+            # A kernel without its first axis has its numbers in the same order, so pieces of it can be passed on.
+            found.tensors[ours] = bundle.tensor(theirs, shape)
     folder = bundle.index.parent
     return Checkpoint(
-        tensors,
+        found.tensors,
         format=NAME,
         path=bundle.index,
         files=bundle.files,

@@ -33,8 +33,8 @@ FOOTER = 48
 #: Bytes of all blocks together, uncompressed. That of GPT-2 XL with Adam's slots takes 0.1 MB.
 MOST_BYTES = 1 << 22
 #: GPT-2 XL with Adam's slots has 1,740. Together they bound the time that a file can take.
-MOST_ENTRIES = 100_000
-MOST_KEY = 1024  # bytes
+MOST_ENTRIES = 20_000
+MOST_KEY = 255  # bytes
 
 _TRAILER = 5
 _PLAIN, _SNAPPY = 0, 1
