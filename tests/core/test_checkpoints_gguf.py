@@ -647,6 +647,7 @@ def test_their_reader_reads_what_is_written(tmp_path: Path) -> None:
         assert fields["tokenizer.ggml.tokens"][256:] == ["Ġt", ENDOFTEXT, "[PAD258]", "[PAD259]"]
         assert fields["tokenizer.ggml.token_type"][255:] == [1, 1, 3, 5, 5]
         assert fields["tokenizer.ggml.merges"] == ["Ġ t"] and fields["tokenizer.ggml.add_bos_token"] is False
+        assert fields["tokenizer.ggml.pre"] == "gpt-2"
         assert theirs.LlamaFileType(fields["general.file_type"]).name.endswith(dtype.upper().replace("FLOAT", "F"))
         by_name = {tensor.name: tensor for tensor in reader.tensors}
         assert len(by_name) == len(given)
