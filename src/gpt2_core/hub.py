@@ -43,6 +43,8 @@ WEIGHTS = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "tf_model.h5",
+    "tf_model.h5.index.json",
 )
 _VOCABULARIES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
 _TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
@@ -70,7 +72,7 @@ def resolve(
 ) -> Path:
     """The local folder that holds the files of a model: `kind` says which are needed and so downloaded.
 
-    "model" is config.json and the weights (safetensors, else pytorch_model.bin, single or sharded), "config" is
+    "model" is config.json and the weights (the first of `WEIGHTS` that is there, single or sharded), "config" is
     config.json, "tokenizer" the vocabulary and what stands beside it. A folder that exists is given back as it is,
     whatever it holds, and comes before a name of the hub; `revision` is for the hub alone. `endpoint` defaults to
     HF_ENDPOINT. Every file of one call is of one commit.

@@ -42,12 +42,15 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.delenv(name, raising=False)
     single, sharded = files_of(tmp_path / "1", "safetensors"), files_of(tmp_path / "2", "safetensors", 20)
     pickled, pieces = files_of(tmp_path / "3", "bin"), files_of(tmp_path / "4", "bin", 20)
+    keras, parts = files_of(tmp_path / "5", "h5"), files_of(tmp_path / "6", "h5", 20)
     both = {"config.json": CONFIG, **TOKENIZER, **single, **pickled, "tf_model.h5": b"x", "README.md": b"x"}
     repositories = {
         "openai-community/gpt2": both,
         "a/sharded": {"config.json": CONFIG, **sharded},
         "a/bin": {"config.json": CONFIG, **pickled},
         "a/bins": {"config.json": CONFIG, **pieces},
+        "a/h5": {"config.json": CONFIG, **keras},
+        "a/h5s": {"config.json": CONFIG, **parts},
         "a/llama": {"config.json": b'{"model_type": "llama"}', **single},
         "a/bare": {"config.json": CONFIG, "tokenizer.json": b"{}"},
         "a/data": {"README.md": b"x"},
@@ -72,7 +75,7 @@ def test_a_model_is_downloaded_with_its_config_and_nothing_else(served: Hub, tmp
     assert not served.asked("pytorch_model.bin") and not served.asked("vocab.json")
 
 
-@pytest.mark.parametrize("name", ["a/sharded", "a/bin", "a/bins"])
+@pytest.mark.parametrize("name", ["a/sharded", "a/bin", "a/bins", "a/h5", "a/h5s"])
 def test_weights_of_every_layout_are_found_and_open(served: Hub, tmp_path: Path, name: str) -> None:
     """The shards of a snapshot are links to blobs outside of its folder: those are allowed."""
     folder = get(served, tmp_path, name)
