@@ -11,6 +11,7 @@ import tensorflow as tf
 from gpt2_core.errors import InputError, nearest
 from gpt2_core.inputs import IGNORED_LABELS, given_twice
 from gpt2_core.outputs import Output
+from gpt2_tf.layers import dims
 
 
 class Scored(NamedTuple):
@@ -266,8 +267,9 @@ class FittingMixin:
 
 def _count(metrics: Iterable[Any], labels: Any, made: Any, shifted: bool) -> None:
     """Update ``metrics`` with what the model ``made`` of ``labels``; those that are no class do not count."""
-    if shifted:
-        labels, made = labels[..., 1:], made[..., :-1, :]
+    if shifted:  # the labels move, not the logits: those are a large tensor, which would be copied
+        nothing = tf.fill(dims(labels[..., :1]), tf.cast(IGNORED_LABELS[0], labels.dtype))
+        labels = tf.concat((labels[..., 1:], nothing), axis=-1)
     weights = None
     if labels.dtype.is_integer:
         if labels.shape.rank == made.shape.rank and labels.shape[-1] == 1:

@@ -147,3 +147,43 @@ def test_importing_the_pytorch_package_is_silent_and_loads_no_other_framework(tm
     )
     loaded = modules_after(code, tmp_path)
     assert not loaded & (TENSORFLOW | {"gpt2_tf", "gpt2_app", "transformers", "huggingface_hub", "h5py"})
+
+
+def test_importing_the_tensorflow_package_is_silent_and_loads_no_other_framework(tmp_path):
+    pytest.importorskip("keras")
+    code = (
+        "import gpt2_tf\nimport keras, tensorflow as tf\nassert keras.config.floatx() == 'float32'\n"
+        "assert keras.config.dtype_policy().name == 'float32' and tf.executing_eagerly()\n"
+        "assert not tf.config.functions_run_eagerly()"
+    )
+    loaded = modules_after(code, tmp_path)
+    assert not loaded & (PYTORCH | {"gpt2_pt", "gpt2_app", "transformers", "jax"})
+
+
+@pytest.mark.parametrize(
+    ("backend", "before", "words"),
+    [
+        ("torch", "", "is to run on 'torch'"),
+        ("jax", "", "is to run on 'jax'"),
+        ("torch", "import keras; ", "runs on 'torch'"),
+        ("unknown", "keras.json", "cannot be imported"),
+    ],
+)
+def test_another_backend_of_keras_is_refused_with_what_to_do(tmp_path, backend, before, words):
+    pytest.importorskip("keras")
+    pytest.importorskip(backend) if "import" in before else None
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    if before == "keras.json":
+        (tmp_path / "keras.json").write_text(json.dumps({"backend": backend}))
+        environment["KERAS_HOME"] = str(tmp_path)
+    else:
+        environment["KERAS_BACKEND"] = backend
+    done = subprocess.run(
+        [sys.executable, "-c", f"{before if 'import' in before else ''}import gpt2_tf"],
+        capture_output=True, text=True, timeout=300, check=False, env=environment | {"PYTHONPATH": str(SOURCE)},
+    )  # fmt: skip
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: gpt2_tf needs Keras on the TensorFlow backend, but Keras " + words), (
+        done.stderr
+    )
+    assert "KERAS_BACKEND=tensorflow before Keras is first imported, or use gpt2_pt" in last
