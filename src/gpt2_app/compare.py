@@ -32,7 +32,7 @@ LENGTH = 128
 def command(
     a: Annotated[str, typer.Argument(metavar="A", help="A model's name, its folder, or one checkpoint file.")],
     b: Annotated[
-        str | None, typer.Argument(metavar="[B]", help="What A is held to; without it, A itself in another framework.")
+        str | None, typer.Argument(metavar="B", help="What A is held to; without it, A itself in another framework.")
     ] = None,
     framework: Annotated[
         str | None,

@@ -13,6 +13,7 @@ from rich.text import Text
 from gpt2_app.backends import BACKENDS
 from gpt2_app.terminal import console
 from gpt2_core.comparison import IDENTICAL, MISMATCH, Difference, Report, Run, Section
+from gpt2_core.parameters import PREFIX
 
 _MOST_LISTED = 8
 _NARROW = 72
@@ -89,7 +90,7 @@ def _parameters(out: Console, report: Report) -> None:
     section = report.parameters
     unlike = [each for each in section.differences if not each.identical]
     count = f"{len(section.differences)} compared"
-    _heading(out, f"Parameters: {count}, {f'{len(unlike)} differ' if unlike else 'all bit-identical'}")
+    _heading(out, f"Parameters: {count}, {f'{len(unlike)} not bit-identical' if unlike else 'all bit-identical'}")
     _incomplete(out, section)
     if not unlike:
         return
@@ -98,7 +99,11 @@ def _parameters(out: Console, report: Report) -> None:
     for each in unlike[:_MOST_LISTED]:
         size = math.prod(each.shape)
         table.add_row(
-            each.name, _number(each.absolute), _number(each.relative), f"{each.differing:,} of {size:,}", _where(each)
+            _short(each.name),
+            _number(each.absolute),
+            _number(each.relative),
+            f"{each.differing:,} of {size:,}",
+            _where(each),
         )
     out.print(table)
     if len(unlike) > _MOST_LISTED:
@@ -121,7 +126,7 @@ def _gradients(out: Console, section: Section) -> None:
     table = _table("gradient", *_columns(out))
     ranked = sorted(section.differences, key=lambda each: (each.ratio, each.error), reverse=True)
     for each in ranked[:_MOST_LISTED]:
-        _row(table, each.name, [each])
+        _row(table, _short(each.name), [each])
     out.print(table)
     if len(ranked) > _MOST_LISTED:
         out.print(Text(f"  ... and {len(ranked) - _MOST_LISTED} more, nearer to each other", "dim"))
@@ -153,6 +158,11 @@ def _where(each: Difference) -> str:
         return "zeros of unlike sign"
     one, other = each.values
     return f"{each.place}: {one:.6g}, {other:.6g}"
+
+
+def _short(name: str) -> str:
+    """A parameter's name without what all of them begin with, as released; the verdict has it whole."""
+    return name.removeprefix(PREFIX)
 
 
 def _shape(shape: Sequence[int]) -> str:
@@ -189,9 +199,8 @@ def _against(report: Report) -> list[str]:
             found.append(f"{lacking} {name} without a counterpart")
         beyond = [each for each in part.differences if not each.within]
         if beyond and part.worst is not None:
-            found.append(
-                f"{len(beyond)} of {len(part.differences)} {name} beyond tolerance, the worst {_said(part.worst)}"
-            )
+            how = "beyond tolerance" if part.worst.tolerance else "not the same"
+            found.append(f"{len(beyond)} of {len(part.differences)} {name} {how}, the worst {_said(part.worst)}")
     return found
 
 

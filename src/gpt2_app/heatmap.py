@@ -80,7 +80,8 @@ def _title(report: Report) -> str:
         else f"{side.source} in {side.framework}, {side.dtype}"
         for side in (report.a, report.b)
     ]
-    return f"{said[0]}   against   {said[1]}: {report.verdict}\nlargest error at each token, by layer"
+    held = f" (tolerance {_tolerance(report):.2g})" if _tolerance(report) else ""
+    return f"{said[0]}   against   {said[1]}: {report.verdict}\nlargest error at each token, by layer{held}"
 
 
 def _colours(report: Report) -> tuple[Any, Any]:

@@ -141,8 +141,8 @@ def test_one_flipped_bit_of_one_weight_is_found_named_and_exit_code_1(gpt2: Run,
     shown = gpt2("compare", one, other, *NUMPY)
     assert shown.exit_code == 1
     flat = " ".join(shown.stdout.split())
-    assert "Parameters: 28 compared, 1 differ" in flat
-    assert f"MISMATCH: 1 of 28 parameters beyond tolerance, the worst {KERNEL}[2, 5]" in flat
+    assert "Parameters: 28 compared, 1 not bit-identical" in flat
+    assert f"MISMATCH: 1 of 28 parameters not the same, the worst {KERNEL}[2, 5]" in flat
 
 
 def test_a_transposed_square_kernel_is_caught(compared: Run, one: str, tmp_path: Path) -> None:
