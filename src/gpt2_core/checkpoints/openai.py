@@ -24,8 +24,8 @@ is listed and not read (`SLOTS`).
   not been downloaded if one is missing.
 
 TensorFlow is not used. Source: openai/gpt-2, src/{model,sample,interactive_conditional_samples,encoder}.py and
-download_model.py (2019); openai/lm-human-preferences (2019); minimaxir/gpt-2-simple (2019); TensorFlow's training/saver.py,
-checkpoint_state.proto and the optimizers of tf.compat.v1.train.
+download_model.py (2019); openai/lm-human-preferences (2019); minimaxir/gpt-2-simple (2019); TensorFlow's
+training/saver.py, checkpoint_state.proto and the optimizers of tf.compat.v1.train.
 """
 
 from __future__ import annotations
