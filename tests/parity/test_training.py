@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from gpt2_core.config import GPT2Config
 from gpt2_core.initialization import initial_value
 from gpt2_core.parameters import parameter_table
-from models import random_ids, small_config
+from models import ordinary_parameters, random_ids, small_config
 from parity.frameworks import FRAMEWORKS
 from tolerances import error
 
 STEPS = 10
+#: Ten steps of 124 million parameters in float32: what was measured, times ten.
+TOLERANCE_OF_LOSSES, TOLERANCE_OF_WEIGHTS = 1e-4, 1e-2
 # Powers of two, because Keras rounds the settings of its optimizers to float32.
 ADAMW = {"lr": 2**-7, "beta1": 0.875, "beta2": 1 - 2**-10, "eps": 1e-8, "decay": 2**-6}
 CONFIG = small_config(vocab_size=67, n_embd=16, n_head=4, n_layer=3, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0,
@@ -89,3 +92,24 @@ def test_training_lowers_the_loss(framework):
     losses, weights = trained(framework, "lm", "float64")
     assert losses[-1] < losses[0] - 0.1
     assert all(np.isfinite(value).all() for value in weights.values())
+
+
+@pytest.mark.slow
+def test_ten_steps_of_gpt2_itself_at_its_full_length_give_the_same_losses_and_weights(of_pytorch, record_property):
+    pytest.importorskip("keras")
+    config = GPT2Config(embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+    values = ordinary_parameters(config, "lm")
+    texts = [random_ids(config, 1, config.n_positions, seed=step) for step in range(STEPS)]
+    found = []
+    for framework in (FRAMEWORKS["pt"](), FRAMEWORKS["tf"]()):
+        model = framework.build(config, "lm", values, "float32")
+        losses = framework.train(model, [{"input_ids": ids, "labels": ids} for ids in texts], **ADAMW | {"lr": 2**-13})
+        found.append((losses, framework.parameters(model)))
+        del model
+    (expected_losses, expected), (losses, weights) = found
+    errors = {name: error(weights[name], expected[name]) for name in expected}
+    worst = max(errors, key=lambda name: errors[name])
+    record_property("losses", error(losses, expected_losses))
+    record_property("weights", (worst, errors[worst]))
+    assert error(losses, expected_losses) <= TOLERANCE_OF_LOSSES
+    assert errors[worst] <= TOLERANCE_OF_WEIGHTS
