@@ -30,6 +30,7 @@ _TAIL = 8 * (MOST_WORDS + 1)  # bytes behind the last text, so that looking ahea
 _BLANK, _QUOTE = 0x20, 0x27
 _S, _D, _M, _T, _L, _V, _E, _R = b"sdmtlver"
 _NOWHERE = 1 << 62
+_PLACE_BITS = 40  # of a place, below its pair's rank
 _MOST_SIGNS = 8
 # Runs without a place to cut are merged in windows, the next one beginning 384 bytes after the last and sharing 128
 # bytes with it. 384 = 3 * 128: windows of a run that repeats itself every 1, 2, 3, 4, 6, 8 ... bytes look alike, and
@@ -73,8 +74,8 @@ class GraphTokenizer(tf.Module):  # type: ignore[misc]
             self.ranks = _lookup(tables.pair_keys, np.arange(self.never), self.never)
             contents = [token.content.encode() for token in added] or [b""]
             self.added_ids = _lookup(contents, [token.id for token in added] or [-1], -1)
-            self.merged = tf.constant(tables.merged)
-            self.byte_ids = tf.constant(tables.byte_ids)
+            self.merged = tf.constant(tables.merged, tf.int64)
+            self.byte_ids = tf.constant(tables.byte_ids, tf.int64)
             self.byte_classes = tf.constant(tables.byte_classes)
             self.class_table = tf.constant(tables.class_table)
             self.inside = tf.constant(tables.inside)
@@ -234,9 +235,9 @@ class GraphTokenizer(tf.Module):  # type: ignore[misc]
         bytes_ = tf.reshape(tf.bitcast(keys, tf.uint8), [-1, WORD * MOST_WORDS])
         real = tf.where(bytes_ != _EDGE[0])
         tokens = tf.gather(self.byte_ids, tf.cast(tf.gather_nd(bytes_, real), tf.int32))
-        tokens, owners = self._merge(tokens, real[:, 0], tf.shape(keys, tf.int64)[0])
+        tokens, owners = self._merge(tokens, real[:, 0], tf.shape(keys, tf.int64)[0], runs=False)
         rows = _rows(tokens, owners, tf.shape(keys, tf.int64)[0])
-        return Rows(tokens, tf.gather(rows.firsts, which), tf.gather(rows.counts, which))
+        return Rows(rows.flat, tf.gather(rows.firsts, which), tf.gather(rows.counts, which))
 
     def _merge_long(self, data: Tensor, starts: Tensor, lengths: Tensor) -> Rows:
         """The ids of parts of any length: in windows, if joining the windows' tokens is sure to give the same."""
@@ -245,7 +246,7 @@ class GraphTokenizer(tf.Module):  # type: ignore[misc]
         def whole() -> tuple[Tensor, Tensor]:
             places = spread(starts, lengths)
             tokens = tf.gather(self.byte_ids, tf.cast(tf.gather(data, places), tf.int32))
-            return self._merge(tokens, _owners(lengths), size)
+            return self._merge(tokens, _owners(lengths), size, runs=self.in_order)
 
         if not self.in_order:
             return _rows(*whole(), size)
@@ -267,59 +268,58 @@ class GraphTokenizer(tf.Module):  # type: ignore[misc]
         is_last = order == tf.gather(count, part) - 1
         bytes_at = spread(begins, ends - begins)
         tokens = tf.gather(self.byte_ids, tf.cast(tf.gather(data, bytes_at), tf.int32))
-        tokens, window = self._merge(tokens, _owners(ends - begins), tf.size(begins, tf.int64))
+        tokens, window = self._merge(tokens, _owners(ends - begins), tf.size(begins, tf.int64), runs=True)
         places = tf.gather(bytes_at, tf.cumsum(tf.gather(self.token_sizes, tokens), exclusive=True))
         in_next = (places >= tf.gather(begins, window) + _STEP) & ~tf.gather(is_last, window)
         in_last = (places < tf.gather(begins, window) + (_WINDOW - _STEP)) & (tf.gather(order, window) > 0)
         earlier = tf.tensor_scatter_nd_update(
-            tf.fill(tf.shape(data), -1), tf.boolean_mask(places, in_next)[:, None], tf.boolean_mask(tokens, in_next)
+            tf.fill(tf.shape(data), tf.constant(-1, tf.int64)),
+            tf.boolean_mask(places, in_next)[:, None],
+            tf.boolean_mask(tokens, in_next),
         )
         agree = in_last & (tf.gather(earlier, places) == tokens)
         agreed = tf.where(agree | (tf.gather(order, window) == 0), places, _NOWHERE)
         joints = tf.math.unsorted_segment_min(agreed, window, tf.size(begins, tf.int64))
-        next_joint = tf.where(is_last, tf.constant(_NOWHERE, tf.int64), tf.roll(joints, -1, 0))
+        next_joint = tf.where(is_last, tf.constant(_NOWHERE, tf.int64), _next(joints))
         kept = (places >= tf.gather(joints, window)) & (places < tf.gather(next_joint, window))
         owners = tf.gather(part, window)
         return tf.boolean_mask(tokens, kept), tf.boolean_mask(owners, kept), tf.reduce_max(joints) < _NOWHERE
 
-    def _merge(self, tokens: Tensor, owners: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    def _merge(self, tokens: Tensor, owners: Tensor, count: Tensor, runs: bool) -> tuple[Tensor, Tensor]:
         """Merge the tokens (M,) of `count` rows, each at once: owners says which row each is of, in order.
 
         Each round makes the merges of the lowest rank in every row: all of them if the vocabulary is in order, else
-        the leftmost. Returns what is left of both.
+        the leftmost. Of a run of equal tokens, as "aaaaa", a round makes the first merge, or with `runs` all of them,
+        which takes more operations. Returns what is left of both.
+
+        A token of its own ends the last row, so that there always is one and each has a next one. Written for few
+        operations: on short texts each costs more than the work it does.
         """
-        # A row of its own at the end, so that there always is a token.
-        tokens = tf.concat([tokens, [0]], 0)
+        tokens = tf.concat([tokens, [-1]], 0)
         owners = tf.concat([owners, count[None]], 0)
+        never = tf.constant(self.never << _PLACE_BITS if not self.in_order else self.never, tf.int64)
 
         def order_of(tokens: Tensor, owners: Tensor) -> Tensor:
-            pairs = _key(tf.cast(tokens[:-1], tf.int64), tf.cast(tokens[1:], tf.int64))
-            ranks = tf.where(owners[:-1] == owners[1:], self.ranks.lookup(pairs), self.never)
-            ranks = tf.concat([ranks, [self.never]], 0)
-            if self.in_order:
-                return ranks
-            size = tf.size(ranks, tf.int64)
-            return ranks * size + tf.where(ranks < self.never, tf.range(size), 0)
-
-        def limit(order: Tensor) -> Tensor:
-            return self.never if self.in_order else self.never * tf.size(order, tf.int64)
+            ranks = self.ranks.lookup(_key(tokens, _next(tokens)))
+            order = ranks if self.in_order else ranks * (1 << _PLACE_BITS) + tf.range(tf.size(ranks, tf.int64))
+            return tf.where(owners == _next(owners), order, never)
 
         def round_(tokens: Tensor, owners: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             best = tf.math.unsorted_segment_min(order, owners, count + 1)
-            picked = (order == tf.gather(best, owners)) & (order < limit(order))
-            if self.in_order:
-                overlap = tf.reduce_any(picked[1:] & picked[:-1])
+            picked = (order == tf.gather(best, owners)) & (order < never)
+            if runs:
+                overlap = tf.reduce_any(picked & _last(picked))
                 picked = tf.cond(overlap, lambda: _every_other(picked), lambda: picked)
-            rank = order if self.in_order else order // tf.size(order, tf.int64)
-            places = tf.where(picked)
-            merged = tf.gather(self.merged, tf.gather_nd(rank, places))
-            tokens = tf.tensor_scatter_nd_update(tokens, places, merged)
-            kept = tf.where(~tf.concat([[False], picked[:-1]], 0))[:, 0]
-            tokens, owners = tf.gather(tokens, kept), tf.gather(owners, kept)
+            else:
+                picked &= ~_last(picked)
+            ranks = order if self.in_order else tf.bitwise.right_shift(order, tf.constant(_PLACE_BITS, tf.int64))
+            tokens = tf.where(picked, tf.gather(self.merged, ranks), tokens)
+            kept = tf.where(~_last(picked))
+            tokens, owners = tf.gather_nd(tokens, kept), tf.gather_nd(owners, kept)
             return tokens, owners, order_of(tokens, owners)
 
         tokens, owners, _ = tf.while_loop(
-            lambda tokens, owners, order: tf.reduce_any(order < limit(order)),
+            lambda tokens, owners, order: tf.reduce_any(order < never),
             round_,
             (tokens, owners, order_of(tokens, owners)),
             shape_invariants=(tf.TensorShape([None]),) * 3,
@@ -423,7 +423,7 @@ def _owners(counts: Tensor) -> Tensor:
 
 def _rows(flat: Tensor, owners: Tensor, count: Tensor) -> Rows:
     counts = tf.math.unsorted_segment_sum(tf.ones_like(owners), owners, count)
-    return Rows(flat, tf.cumsum(counts, exclusive=True), counts)
+    return Rows(tf.cast(flat, tf.int32), tf.cumsum(counts, exclusive=True), counts)
 
 
 def _replaced(rows: Rows, places: Tensor, make: Callable[[], Rows]) -> Rows:
@@ -440,6 +440,14 @@ def _replaced(rows: Rows, places: Tensor, make: Callable[[], Rows]) -> Rows:
 
     replaced: Rows = tf.cond(tf.size(places) > 0, replace, lambda: rows)
     return replaced
+
+
+def _next(values: Tensor) -> Tensor:
+    return tf.concat([values[1:], values[:1]], 0)  # tf.roll takes ten times as long on few values
+
+
+def _last(values: Tensor) -> Tensor:
+    return tf.concat([values[-1:], values[:-1]], 0)
 
 
 def _every_other(picked: Tensor) -> Tensor:
