@@ -1,295 +1,324 @@
-"""Text from a model: what every framework's `generate` shares, and the plain loop over the reference model.
+"""Text from a model: one call of `generate` or `stream`, whatever the model computes with.
 
-    prepare(config, input_ids, attention_mask, generation_config, settings) -> Plan      everything that can be decided
-                                                                                         before the model runs
-    generate(model, input_ids, attention_mask=None, *, generation_config=None, on_token=None, **settings) -> ids
-    next_ids(plan, logits (R, V), made [(R,), ...], finished (R,)) -> (R,)               one step, by the numpy rules
+    generate(model, input_ids, attention_mask=None, **arguments) -> ids, or GenerationOutput      the reference model's
+    Run(model, input_ids, attention_mask, ...)             one call: checked at once, run step by step
+    GenerationOutput                                       what comes back with return_dict=True
 
-Letters: B prompts, T their padded length, R texts (B * num_return_sequences), N steps, V vocabulary.
+What is decided before the model runs stands in plan.py, the searches in strategies.py and its neighbours, what they ask
+of a model in engine.py. A framework's `generate` is a `Run` over its own engine.
+
+Letters: B prompts, T their padded length, R texts, N most new tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from gpt2_core.config import GPT2Config
-from gpt2_core.errors import GenerationError, InputError
-from gpt2_core.inputs import VOCABULARY_REMEDY, check_ids, check_length, check_mask, check_not_empty, check_rank
-from gpt2_core.sampling import DEFAULT_NEW_TOKENS, GenerationConfig, apply_rules, check_scores, choose, resolve
-from gpt2_core.uniforms import fresh_seed, uniforms
+from gpt2_core.engine import Engine, Ids
+from gpt2_core.errors import GenerationError
+from gpt2_core.generation_config import DEFAULTS, GenerationConfig
+from gpt2_core.outputs import Output
+from gpt2_core.plan import Plan, left_padded, prepare
+from gpt2_core.reference_engine import ReferenceEngine
+from gpt2_core.stopping import check_stops, text_of
+from gpt2_core.strategies import begin, contrast, sample
+from gpt2_core.strategies_assisted import Assistant, Drafter, PromptLookup, assisted
+from gpt2_core.strategies_beams import BeamSearch
+from gpt2_core.streaming import Stream
+from gpt2_core.texts import Texts, Written, best_of
 
 if TYPE_CHECKING:
     from gpt2_core.reference import ReferenceModel
+    from gpt2_core.tokenizer import GPT2Tokenizer
 
-Ids = NDArray[np.int64]
+__all__ = ["GenerationOutput", "Plan", "Run", "Stream", "generate", "left_padded", "prepare", "stream"]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One call of `generate`, decided and checked before the model runs.
+@dataclass
+class GenerationOutput(Output):
+    """What `generate` returns with ``return_dict=True``.
 
-    settings: the resolved settings; the seed is filled in where tokens are drawn.
-    ids (B, T), mask (B, T): the prompts with their padding moved to the left; mask is True for real tokens.
-    start: columns before this one are padding in every row: the model runs on ``ids[:, start:]``.
-    lengths (R,): real tokens of each text's prompt.
-    rows (R,): which prompt each text continues; prefill B prompts, then repeat ``past`` and logits by it.
-    limits (R,): how many new tokens each text may get; ``steps`` is the most of them.
-    eos_ids: the tokens that end a text. pad_id: what ended texts go on with.
-    uniforms (R, N): the number that draws each token, or None for the likeliest.
+    sequences (R, T + new): prompts and new tokens.
+    finish_reasons: for each text "end" (an end-of-text token), "stop" (a stop string), "length" or "time".
+    log_probs (R, new): of each new token under the model itself, before any rule; 0 behind the end of a text.
+    sequences_scores (R,): of beam search and best_of: by what the texts were ranked.
+    scores: with output_scores=True, for each step what the rules made of the logits, (R, V).
+    texts: with a tokenizer, the new text of each, without special tokens, up to the stop string.
     """
 
-    settings: GenerationConfig
-    ids: Ids
-    mask: NDArray[np.bool_]
-    start: int
-    lengths: Ids
-    rows: Ids
-    limits: Ids
-    eos_ids: tuple[int, ...]
-    pad_id: int
-    uniforms: NDArray[np.float64] | None
+    sequences: Any = None
+    finish_reasons: tuple[str, ...] | None = None
+    log_probs: Any = None
+    sequences_scores: Any = None
+    scores: tuple[Any, ...] | None = None
+    texts: tuple[str, ...] | None = None
+
+
+class Run:
+    """One call of `generate`: checked when it is made, run when `steps` is walked, the result in `output`."""
+
+    def __init__(
+        self,
+        model: Any,
+        input_ids: Any,
+        attention_mask: ArrayLike | None = None,
+        *,
+        past: Any = None,
+        generation_config: GenerationConfig | None = None,
+        assistant_model: Any = None,
+        logits_processors: Sequence[Any] = (),
+        tokenizer: GPT2Tokenizer | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.plan = prepare(model.config, input_ids, attention_mask, generation_config, settings)
+        self.tokenizer = tokenizer
+        chosen = self.plan.settings
+        if chosen.stop_strings:
+            check_stops(chosen.stop_strings, tokenizer)
+        _check_processors(logits_processors)
+        _check_assistant(model, assistant_model, self.plan)
+        if past is not None and chosen.penalty_alpha is not None:
+            raise GenerationError(
+                "penalty_alpha compares with the hidden states of the whole text, which past does not hold; leave past "
+                "out"
+            )
+        self._past, self._assistant = past, assistant_model
+        rules = (chosen, self.plan.eos_ids, tuple(logits_processors))
+        self.engine: Engine = engine_of(model, *rules, keep_hidden=chosen.penalty_alpha is not None)
+        self._draft_engine = None if assistant_model is None else engine_of(assistant_model, *rules)
+        self._beams = BeamSearch(self.plan, tokenizer) if chosen.num_beams > 1 else None
+        self.texts = Texts(self.plan, tokenizer)
 
     @property
-    def steps(self) -> int:
-        """The most new tokens any text gets."""
-        return int(self.limits.max())
+    def can_stream(self) -> bool:
+        """Whether new tokens are final as soon as they are made."""
+        return self._beams is None and self.plan.settings.best_of is None
 
-    def prompt(self, text: int) -> Ids:
-        """The real tokens of text ``text``'s prompt, (n,)."""
-        row = int(self.rows[text])
-        ids: Ids = self.ids[row, self.mask[row]]
-        return ids
+    def check_can_stream(self, name: str) -> None:
+        """Only what is final can be passed on.
 
-    def ended(self, new: ArrayLike, step: int) -> NDArray[np.bool_]:
-        """Which texts end with the tokens ``new`` (R,) made at step ``step`` (from 0): by end-of-text or by limit."""
-        return np.isin(np.asarray(new), self.eos_ids) | (step + 1 >= self.limits)
-
-    def positions(self, step: int, n_positions: int) -> Ids:
-        """The position (R, 1) of each text's new token ``step``; those of ended texts stay within the table."""
-        return np.minimum(self.lengths + step, n_positions - 1)[:, None]
-
-    def result(self, made: Sequence[ArrayLike]) -> Ids:
-        """Prompts and new tokens side by side: (R, T + steps taken)."""
-        new = np.stack([np.asarray(column, np.int64) for column in made], axis=1)
-        return np.concatenate((self.ids[self.rows], new), axis=1)
-
-
-def prepare(
-    config: GPT2Config,
-    input_ids: ArrayLike,
-    attention_mask: ArrayLike | None = None,
-    generation_config: GenerationConfig | None = None,
-    settings: Mapping[str, Any] | None = None,
-) -> Plan:
-    """Check prompts and settings against the model and each other, and decide all that can be decided beforehand.
-
-    Args:
-        config: the model's.
-        input_ids: (B, T) prompts, padded on either side.
-        attention_mask: (B, T), 1 for real tokens; without one, every token is real.
-        generation_config: settings; those in ``settings`` take their place.
-        settings: as `generate`'s keyword arguments.
-
-    Raises: GenerationError for settings, InputError for prompts that this model cannot take.
-    """
-    chosen = resolve(generation_config, settings or {})
-    ids, mask = _prompts(config, input_ids, attention_mask)
-    lengths = mask.sum(axis=1)  # (B,)
-    rows = np.repeat(np.arange(len(ids)), chosen.num_return_sequences)  # (R,)
-    limits = _limits(config, chosen, lengths)[rows]
-    eos_ids = _eos_ids(config, chosen)
-    _check_listed_ids(config, chosen)
-    numbers = None
-    if chosen.do_sample:
-        chosen = chosen.replace(seed=fresh_seed()) if chosen.seed is None else chosen
-        assert chosen.seed is not None
-        numbers = uniforms(chosen.seed, range(len(rows)), range(int(limits.max())))
-    return Plan(
-        settings=chosen,
-        ids=ids,
-        mask=mask,
-        start=ids.shape[1] - int(lengths.max()),
-        lengths=lengths[rows],
-        rows=rows,
-        limits=limits,
-        eos_ids=eos_ids,
-        pad_id=_pad_id(config, chosen, eos_ids, limits),
-        uniforms=numbers,
-    )
-
-
-def left_padded(ids: Ids, mask: NDArray[np.bool_]) -> tuple[Ids, NDArray[np.bool_]]:
-    """Move the real tokens of each row to the right, in their order: (B, T), (B, T) -> (B, T), (B, T).
-
-    New tokens can then follow the text directly. The model's numbers do not change, as positions follow the mask.
-
-    >>> left_padded(np.array([[5, 6, 0]]), np.array([[True, True, False]]))[0]
-    array([[0, 5, 6]])
-    """
-    order = np.argsort(mask, axis=1, kind="stable")  # False before True, otherwise as they were
-    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(mask, order, axis=1)
-
-
-def _prompts(
-    config: GPT2Config, input_ids: ArrayLike, attention_mask: ArrayLike | None
-) -> tuple[Ids, NDArray[np.bool_]]:
-    try:
-        given = np.asarray(input_ids)
-    except ValueError:
-        raise InputError(
-            "input_ids has rows of different lengths, expected (batch, position); "
-            "pad them (tokenizer(texts, padding=True)) and pass attention_mask"
-        ) from None
-    check_rank("input_ids", given.shape, "(batch, position)", 2)
-    check_not_empty(given.shape)
-    ids = check_ids("input_ids", given, config.vocab_size, VOCABULARY_REMEDY)
-    if attention_mask is None:
-        mask = np.ones(ids.shape, np.bool_)
-    else:
-        mask = np.asarray(attention_mask) != 0
-        check_mask(mask.shape, ids.shape[0], ids.shape[1], 0)
-    empty = np.flatnonzero(~mask.any(axis=1))
-    if len(empty):
-        raise InputError(
-            f"row {empty[0]} of attention_mask marks no real token, expected at least one in each row. "
-            "To generate from nothing, start with the end-of-text token, bos_token_id"
-        )
-    check_length(config, int(mask.sum(axis=1).max()), 0)
-    return left_padded(ids, mask)
-
-
-def _limits(config: GPT2Config, settings: GenerationConfig, lengths: Ids) -> Ids:
-    """How many new tokens each prompt gets, (B,)."""
-    longest = int(lengths.max())
-    if settings.max_length is not None:
-        limits = settings.max_length - lengths
-        if limits.min() < 1:
+        Raises: GenerationError.
+        """
+        if not self.can_stream:
+            setting = "num_beams" if self._beams is not None else "best_of"
             raise GenerationError(
-                f"max_length={settings.max_length} leaves no room after a prompt of {longest} tokens, expected at "
-                f"least {longest + 1}: max_length counts the prompt; max_new_tokens leaves it out"
+                f"{name} passes tokens on as they are made, but with {setting} the text is known only at the end; "
+                f"leave out {name}, or {setting}"
             )
-        if settings.min_new_tokens > limits.min():
+
+    def steps(self) -> Iterator[None]:
+        """Everything, step by step."""
+        if self._beams is not None:
+            begin(self.engine, self.plan, np.arange(len(self.plan.ids)), self._past)
+            yield from self._beams.run(self.engine)
+            return
+        begin(self.engine, self.plan, self.plan.rows, self._past)
+        drafter = self._drafter()
+        if drafter is not None:
+            yield from assisted(self.engine, self.texts, drafter)
+        elif self.plan.settings.penalty_alpha is not None:
+            yield from contrast(self.engine, self.texts)
+        else:
+            yield from sample(self.engine, self.texts)
+
+    def _drafter(self) -> Drafter | None:
+        chosen = self.plan.settings
+        if self._draft_engine is not None:
+            begin(self._draft_engine, self.plan, self.plan.rows)
+            return Assistant(self._draft_engine, chosen.num_assistant_tokens, draws=chosen.do_sample)
+        if chosen.prompt_lookup_num_tokens is not None:
+            return PromptLookup(chosen.prompt_lookup_num_tokens, chosen.max_matching_ngram_size)
+        return None
+
+    def columns(self) -> Iterator[Ids]:
+        """The new tokens of all texts (R,), step by step, as they become final; the pad token for texts that ended."""
+        passed = 0
+        for _ in self.steps():
+            while passed < self.texts.complete and self.can_stream:
+                yield self.texts.column(passed)
+                passed += 1
+
+    def run(self, on_token: Callable[[Any], Any] | None = None, streamer: Any = None) -> Any:
+        """Walk all steps, tell whoever listens, and give the result."""
+        listeners = [] if on_token is None else [on_token]
+        if on_token is not None:
+            self.check_can_stream("on_token")
+        if streamer is not None:
+            _check_streamer(streamer)
+            self.check_can_stream("streamer")
+            listeners.append(streamer.put)
+        try:
+            if streamer is not None:
+                streamer.put(self.engine.tensor(self.plan.ids.copy()))
+            for column in self.columns():
+                for listener in listeners:
+                    listener(self.engine.tensor(column.copy()))
+        finally:
+            if streamer is not None:
+                streamer.end()  # also after an error: someone may be waiting for more in another thread
+        return self.output()
+
+    def written(self) -> list[Written]:
+        """The texts that are the result, in order."""
+        chosen = self.plan.settings
+        if self._beams is not None:
+            return self._beams.written()
+        texts = self.texts.written()
+        if chosen.best_of is not None:
+            return best_of(texts, chosen.best_of, chosen.num_return_sequences, chosen.length_penalty)
+        return texts
+
+    def output(self) -> Any:
+        """The ids (R, T + new), or with return_dict all there is to say."""
+        texts, plan = self.written(), self.plan
+        wanted = plan.settings.num_return_sequences
+        width = max(len(text.ids) for text in texts)
+        new = np.full((len(texts), width), plan.pad_id, np.int64)
+        for row, text in enumerate(texts):
+            new[row, : len(text.ids)] = text.ids
+        prompts = plan.ids[np.repeat(np.arange(len(plan.ids)), wanted)]
+        sequences = self.engine.tensor(np.concatenate((prompts, new), axis=1))
+        if not plan.settings.return_dict:
+            return sequences
+        log_probs = np.zeros((len(texts), width))
+        for row, text in enumerate(texts):
+            log_probs[row, : len(text.log_probs)] = text.log_probs
+        ranked = None if texts[0].score is None else np.array([text.score for text in texts])
+        stops, tokenizer = plan.settings.stop_strings or (), self.tokenizer
+        return GenerationOutput(
+            sequences=sequences,
+            finish_reasons=tuple(text.finish for text in texts),
+            log_probs=self.engine.tensor(log_probs),
+            sequences_scores=None if ranked is None else self.engine.tensor(ranked),
+            scores=tuple(self.texts.scores) if plan.settings.output_scores else None,
+            texts=None if tokenizer is None else tuple(text_of(tokenizer, text.ids, stops) for text in texts),
+        )
+
+
+def engine_of(model: Any, *arguments: Any, **options: Any) -> Engine:
+    """An engine over a model of any framework, or over the reference model."""
+    from gpt2_core.reference import ReferenceModel
+
+    if isinstance(model, ReferenceModel):
+        return ReferenceEngine(model.language_model(), *arguments, **options)
+    made: Engine = model._engine(*arguments, **options)
+    return made
+
+
+# -- what is checked before anything is computed -------------------------------------------------------------
+
+
+def _check_processors(processors: Any) -> None:
+    if callable(processors) or not isinstance(processors, (list, tuple)):
+        raise GenerationError(
+            f"logits_processors is a {type(processors).__name__}, expected a list of functions (ids, scores) -> scores"
+        )
+    for processor in processors:
+        if not callable(processor):
             raise GenerationError(
-                f"min_new_tokens={settings.min_new_tokens} is more than the {limits.min()} new tokens that "
-                f"max_length={settings.max_length} leaves after a prompt of {longest}; raise max_length"
+                f"logits_processors holds a {type(processor).__name__}, expected functions (ids, scores) -> scores"
             )
-    else:
-        new = DEFAULT_NEW_TOKENS if settings.max_new_tokens is None else settings.max_new_tokens
-        limits = np.full_like(lengths, new)
-    total = int((lengths + limits).max())
-    if total > config.n_positions:
-        room = config.n_positions - longest
-        remedy = f"ask for at most max_new_tokens={room}" if room > 0 else "shorten the prompt"
+
+
+def _check_streamer(streamer: Any) -> None:
+    if not callable(getattr(streamer, "put", None)) or not callable(getattr(streamer, "end", None)):
         raise GenerationError(
-            f"the text may get {total} tokens long, prompt of {longest} included, but this model has "
-            f"{config.n_positions} positions; {remedy}" + (", or shorten the prompt" if room > 0 else "")
+            f"streamer is a {type(streamer).__name__}, expected an object with put(ids) and end(); for a function pass "
+            "on_token="
         )
-    return limits
 
 
-def _eos_ids(config: GPT2Config, settings: GenerationConfig) -> tuple[int, ...]:
-    value = settings.eos_token_id
-    if value is None:
-        # The model's own may lie outside a small vocabulary, where it just never comes up.
-        return tuple(token for token in config.eos_token_ids if token < config.vocab_size)
-    return value if isinstance(value, tuple) else (value,)
-
-
-def _pad_id(config: GPT2Config, settings: GenerationConfig, eos_ids: tuple[int, ...], limits: Ids) -> int:
-    for token in (settings.pad_token_id, config.pad_token_id, *eos_ids, *config.eos_token_ids):
-        if token is not None and token < config.vocab_size:
-            return token
-    if (limits != limits[0]).any():
+def _check_assistant(model: Any, assistant: Any, plan: Plan) -> None:
+    chosen = plan.settings
+    if assistant is None:
+        if chosen.num_assistant_tokens != DEFAULTS["num_assistant_tokens"]:
+            raise GenerationError(
+                f"num_assistant_tokens={chosen.num_assistant_tokens} has no effect without assistant_model; pass one, "
+                "or leave it out"
+            )
+        return
+    family = next(cls for cls in type(model).__mro__ if "generate" in vars(cls))
+    if not issubclass(type(assistant), family):
         raise GenerationError(
-            "the texts end at different lengths, but neither the model nor the settings name a token to fill the "
-            "shorter ones with; pass pad_token_id"
+            f"assistant_model is a {type(assistant).__name__}, expected a language model of the same framework as "
+            f"{type(model).__name__}"
         )
-    return 0  # never seen: without an end-of-text token all texts end at the same step
+    for name in ("num_beams", "penalty_alpha", "prompt_lookup_num_tokens", "output_scores", "sliding_window"):
+        if getattr(chosen, name) != DEFAULTS[name]:
+            raise GenerationError(
+                f"got both assistant_model and {name}={getattr(chosen, name)!r}, which exclude each other; "
+                "leave one out"
+            )
+    if assistant.config.vocab_size != model.config.vocab_size:
+        raise GenerationError(
+            f"assistant_model has a vocabulary of {assistant.config.vocab_size} tokens, expected the model's "
+            f"{model.config.vocab_size}: both must mean the same by a token id"
+        )
+    longest = int(plan.lengths.max())
+    if longest > assistant.config.n_positions:
+        raise GenerationError(
+            f"a prompt of {longest} tokens is longer than the {assistant.config.n_positions} positions of "
+            "assistant_model; shorten it, or leave the assistant out"
+        )
 
 
-def _check_listed_ids(config: GPT2Config, settings: GenerationConfig) -> None:
-    eos = settings.eos_token_id
-    listed = {
-        "eos_token_id": eos if isinstance(eos, tuple) else (eos,),
-        "pad_token_id": (settings.pad_token_id,),
-        "suppress_tokens": settings.suppress_tokens or (),
-        "bad_words_ids": tuple(token for word in settings.bad_words_ids or () for token in word),
-    }
-    for name, tokens in listed.items():
-        for token in tokens:
-            if token is not None and token >= config.vocab_size:
-                raise GenerationError(
-                    f"{name} names token {token}, expected ids from 0 to {config.vocab_size - 1}: {VOCABULARY_REMEDY}"
-                )
-
-
-def next_ids(plan: Plan, logits: ArrayLike, made: Sequence[Ids], finished: NDArray[np.bool_]) -> Ids:
-    """The next token of each text, by the numpy rules: logits (R, V), earlier tokens [(R,), ...] -> (R,).
-
-    Raises: GenerationError, where logits are not numbers or the rules ban every token.
-    """
-    step = len(made)
-    new = np.full(len(plan.rows), plan.pad_id, np.int64)
-    for text, row_logits in enumerate(np.asarray(logits, np.float64)):
-        if finished[text]:
-            continue
-        history = np.concatenate((plan.prompt(text), [column[text] for column in made])).astype(np.int64)
-        check_scores(row_logits, text, step)
-        scores = apply_rules(row_logits, history, plan.settings, step, plan.eos_ids)
-        check_scores(scores, text, step)
-        new[text] = choose(scores, None if plan.uniforms is None else float(plan.uniforms[text, step]))
-    return new
+# -- the reference model's own -------------------------------------------------------------------------------
 
 
 def generate(
     model: ReferenceModel,
-    input_ids: ArrayLike,
+    input_ids: Any,
     attention_mask: ArrayLike | None = None,
     *,
+    past: Any = None,
     generation_config: GenerationConfig | None = None,
+    assistant_model: ReferenceModel | None = None,
+    logits_processors: Sequence[Any] = (),
+    tokenizer: GPT2Tokenizer | None = None,
+    streamer: Any = None,
     on_token: Callable[[Ids], Any] | None = None,
     **settings: Any,
-) -> Ids:
-    """Continue the prompts with the reference model: (B, T) -> (B * num_return_sequences, T + new tokens).
+) -> Any:
+    """Continue the prompts with the reference model: (B, T) -> (R, T + new tokens).
 
-    Texts that ended go on with the pad token; when all have ended the loop stops. Padding comes back on the left.
-    The same seed gives the same text for row i whatever the other rows hold.
+    Texts that ended go on with the pad token; when all have ended it stops. Padding comes back on the left.
+    The same seed gives the same text for row i whatever the other rows hold, and in every framework.
 
     Args:
         model: a reference model with a language-model head.
-        input_ids: (B, T) prompts, padded on either side.
+        input_ids: (B, T) prompts, padded on either side; or a list of prompts of any lengths.
         attention_mask: (B, T), 1 for real tokens; without one, every token is real.
+        past: what a model returned for the beginning of every prompt, in one row or in one for each.
         generation_config: settings; keyword arguments take their place.
+        assistant_model: a smaller model with the same vocabulary, which drafts.
+        logits_processors: rules of the caller's own, (ids (R, n), scores (R, V)) -> scores.
+        tokenizer: for stop_strings, and for the texts of a GenerationOutput.
+        streamer: an object with put(ids) and end(); given the prompts first, then the new tokens (R,) of each step.
         on_token: called with the new tokens (R,) of each step.
         **settings: any setting of `GenerationConfig`.
 
     Raises: GenerationError, InputError; both before anything is computed, but for logits that are not numbers and
     rules that ban every token.
     """
-    model = model.language_model()
-    plan = prepare(model.config, input_ids, attention_mask, generation_config, settings)
-    rows, mask = plan.rows, plan.mask[:, plan.start :]
-    out = model(plan.ids[:, plan.start :], attention_mask=mask, use_cache=True)
-    past: Any = tuple((key[rows], value[rows]) for key, value in out.past)
-    logits, mask = out.logits[rows, -1], mask[rows]  # (R, V), (R, S)
+    return Run(
+        model.language_model(), input_ids, attention_mask, past=past, generation_config=generation_config,
+        assistant_model=assistant_model, logits_processors=logits_processors, tokenizer=tokenizer, settings=settings,
+    ).run(on_token, streamer)  # fmt: skip
 
-    finished = np.zeros(len(rows), np.bool_)
-    made: list[Ids] = []
-    while True:
-        new = next_ids(plan, logits, made, finished)  # (R,)
-        made.append(new)
-        if on_token is not None:
-            on_token(new.copy())
-        step = len(made) - 1
-        finished |= plan.ended(new, step)
-        if finished.all():
-            return plan.result(made)
-        mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=True)
-        position_ids = plan.positions(step, model.config.n_positions)
-        out = model(new[:, None], past, mask, position_ids=position_ids, use_cache=True)
-        past, logits = out.past, out.logits[:, -1]
+
+def stream(model: ReferenceModel, input_ids: Any, attention_mask: ArrayLike | None = None, **arguments: Any) -> Stream:
+    """`generate`'s texts as they are written: see `gpt2_core.streaming.Stream`."""
+    return Stream(open_run(model.language_model(), input_ids, attention_mask, arguments))
+
+
+def open_run(model: Any, input_ids: Any, attention_mask: Any, arguments: Mapping[str, Any]) -> Run:
+    """A `Run` from the keyword arguments of a call: those that are objects, and settings."""
+    objects = ("past", "generation_config", "assistant_model", "logits_processors", "tokenizer")
+    settings = {name: value for name, value in arguments.items() if name not in objects}
+    given = {name: value for name, value in arguments.items() if name in objects}
+    return Run(model, input_ids, attention_mask, settings=settings, **given)

@@ -1,14 +1,16 @@
-"""How the next token is chosen: the settings, each rule once and in order, and the draw.
+"""How the next token is chosen: each rule once and in order, and the draw.
 
-`GenerationConfig` names the rules; `apply_rules` walks them in the order of `RULES`; `draw` turns what is left and a
-uniform number into a token. This is the specification, in float64 numpy, one row at a time: what the frameworks do
-fast is tested against it.
+`apply_rules` walks the rules of a `GenerationConfig` in the order of `RULES`; `draw` turns what is left and a uniform
+number into a token. This is the specification, in float64 numpy, one row at a time: what the frameworks do fast is
+tested against it.
 
-    GenerationConfig(max_new_tokens=..., do_sample=..., temperature=..., ...)      frozen, validated
-    resolve(generation_config, settings) -> GenerationConfig                       generate's two ways of saying it
-    apply_rules(scores (V,), history (n,), settings, made, eos_ids) -> (V,)        all rules, in order
-    softmax(scores (V,)) -> (V,)      draw(probabilities (V,), uniform) -> id      choose(scores, uniform | None) -> id
-    check_scores(scores, row, step)                                                nan, +inf, or every token banned
+    apply_rules(scores (V,), history (n,), settings, made, eos_ids, limit, processors) -> (V,)     all rules, in order
+    softmax(scores (V,)) -> (V,)      log_softmax(scores (V,)) -> (V,)
+    draw(probabilities (V,), uniform) -> id             choose(scores (V,), uniform | None) -> id
+    draw_several(probabilities (V,), uniforms (k,)) -> ids (k,), masses (k,)                       none twice
+    best(scores (V,), k) -> ids (k,)                                                               the k highest
+    verify(p (t, V), q (t - 1, V), drafted (t - 1,), ...) -> count, id                             is a draft kept?
+    check_scores(scores, row, step)                     nan, +inf, or every token banned
 
 Letters: V vocabulary, n tokens of the row so far (prompt and new ones, padding left out), R rows.
 
@@ -18,306 +20,42 @@ Wherever a rule ranks tokens, equal ones are ranked by id, the lower first.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gpt2_core.errors import GenerationError, nearest
-from gpt2_core.uniforms import check_seed
+from gpt2_core.errors import GenerationError
+from gpt2_core.generation_config import DEFAULT_NEW_TOKENS, DEFAULTS, SETTINGS, GenerationConfig, resolve
+
+__all__ = [
+    "DEFAULT_NEW_TOKENS",
+    "RULES",
+    "SETTINGS",
+    "GenerationConfig",
+    "active_rules",
+    "all_banned",
+    "apply_rules",
+    "best",
+    "check_processed",
+    "check_scores",
+    "choose",
+    "draw",
+    "draw_several",
+    "log_softmax",
+    "not_numbers",
+    "reads_history",
+    "resolve",
+    "softmax",
+    "verify",
+]
 
 Scores = NDArray[np.float64]
 Ids = NDArray[np.int64]
-
-# New tokens where neither max_new_tokens nor max_length says how many.
-DEFAULT_NEW_TOKENS = 20
-
-
-# -- settings ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationConfig:
-    """Everything `generate` can be told, frozen and validated.
-
-    max_new_tokens: how many tokens to add (20 where max_length is not given either).
-    max_length: how long each text may get, its own prompt counted and its padding not; instead of max_new_tokens.
-    min_new_tokens: no end-of-text token before this many new ones.
-    do_sample: draw from the distribution; else take the likeliest token.
-    temperature, top_k, top_p, min_p, typical_p: reshape the distribution; only with do_sample.
-    repetition_penalty, no_repeat_ngram_size, bad_words_ids, suppress_tokens: change what may be chosen at all.
-    eos_token_id: ends a text, one id or several; None means the model's own, () means that nothing ends it.
-    pad_token_id: fills the rows that ended early; None means the model's own, or else its end-of-text token.
-    num_return_sequences: how many texts to draw for each prompt; only with do_sample.
-    seed: a whole number from 0 to 2**64 - 1 that fixes all draws; None takes a fresh one.
-
-    Raises: GenerationError, for unknown names, impossible values, and settings that contradict each other.
-    """
-
-    max_new_tokens: int | None = None
-    max_length: int | None = None
-    min_new_tokens: int = 0
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    bad_words_ids: tuple[tuple[int, ...], ...] | None = None
-    suppress_tokens: tuple[int, ...] | None = None
-    eos_token_id: int | tuple[int, ...] | None = None
-    pad_token_id: int | None = None
-    num_return_sequences: int = 1
-    seed: int | None = None
-
-    def __new__(cls, **settings: Any) -> GenerationConfig:  # noqa: D102 - here, so that a wrong name is our error
-        _check_names(settings)
-        return super().__new__(cls)
-
-    def __post_init__(self) -> None:
-        def put(name: str, value: Any) -> None:
-            object.__setattr__(self, name, value)
-
-        for name, low, expected in _WHOLE:
-            put(name, _whole(name, getattr(self, name), low, expected, optional=name in _OPTIONAL))
-        for name, allowed, expected in _NUMBERS:
-            put(name, _number(name, getattr(self, name), allowed, expected))
-        if not isinstance(self.do_sample, (bool, np.bool_)):
-            raise GenerationError(f"do_sample is {self.do_sample!r}, expected true or false")
-        put("do_sample", bool(self.do_sample))
-        if self.eos_token_id is not None:
-            several = _is_several(self.eos_token_id)
-            ids = _ids("eos_token_id", self.eos_token_id if several else (self.eos_token_id,))
-            put("eos_token_id", ids if several else ids[0])
-        if self.suppress_tokens is not None:
-            put("suppress_tokens", _ids("suppress_tokens", self.suppress_tokens))
-        if self.bad_words_ids is not None:
-            put("bad_words_ids", _words(self.bad_words_ids))
-        if self.seed is not None:
-            put("seed", check_seed(self.seed))
-        _check_contradictions(self)
-
-    def replace(self, **changes: Any) -> GenerationConfig:
-        """A copy with ``changes`` applied and validated.
-
-        Of max_new_tokens and max_length the one in ``changes`` takes the place of the other.
-
-        Raises: GenerationError.
-        """
-        _check_names(changes)
-        for one, other in (("max_new_tokens", "max_length"), ("max_length", "max_new_tokens")):
-            if changes.get(one) is not None and other not in changes:
-                changes[other] = None
-        return dataclasses.replace(self, **changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings that differ from the defaults, as values that JSON can hold."""
-        out: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value != field.default:
-                out[field.name] = _plain(value)
-        return out
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> GenerationConfig:
-        """Settings from the keys of a ``generation_config.json``.
-
-        Keys that do not bear on the text (versions, names beginning with an underscore, model outputs) are passed
-        over, and so are features this library does not have where the file leaves them switched off.
-
-        Raises: GenerationError, for features it does not have and impossible values.
-        """
-        settings: dict[str, Any] = {}
-        for key, value in data.items():
-            if value is None or key.startswith("_") or key in _NO_EFFECT:
-                continue
-            if key in _FOREIGN_OFF:
-                if value != _FOREIGN_OFF[key]:
-                    raise GenerationError(
-                        f"{key} is {value!r}, which this version does not have; expected {_FOREIGN_OFF[key]!r} or no "
-                        "such key. Remove it, or pass the settings you want to generate()"
-                    )
-                continue
-            settings[key] = value
-        return cls(**settings)
-
-    @classmethod
-    def from_json_file(cls, path: str | Path) -> GenerationConfig:
-        """Read one ``generation_config.json``.
-
-        Raises: GenerationError, where the file is missing, may not be read, is not JSON, or holds impossible values.
-        """
-        from gpt2_core.files import read_small_file
-
-        path = Path(path)
-        try:
-            data = json.loads(read_small_file(path, GenerationError).decode("utf-8"))
-        except FileNotFoundError:
-            raise GenerationError(f"{path} does not exist; expected generation settings as JSON") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise GenerationError(f"{path} is not valid JSON ({error}); download it again or mend it") from error
-        if not isinstance(data, dict):
-            raise GenerationError(f"{path} holds a {type(data).__name__}, expected an object of names and values")
-        try:
-            return cls.from_dict(data)
-        except GenerationError as error:
-            raise GenerationError(f"{path}: {error}") from error
-
-
-SETTINGS: tuple[str, ...] = tuple(field.name for field in fields(GenerationConfig))
-
-
-def resolve(generation_config: GenerationConfig | None, settings: Mapping[str, Any]) -> GenerationConfig:
-    """The settings of one call: ``generation_config`` (or the defaults) with ``settings`` in place of its own.
-
-    Raises: GenerationError.
-    """
-    if generation_config is None:
-        return GenerationConfig(**settings)
-    if not isinstance(generation_config, GenerationConfig):
-        raise GenerationError(
-            f"generation_config is a {type(generation_config).__name__}, expected a GenerationConfig; "
-            "make one with GenerationConfig.from_dict(...)"
-        )
-    return generation_config.replace(**settings)
-
-
-# (name, least value, what is expected)
-_WHOLE = (
-    ("max_new_tokens", 1, "None or a whole number of at least 1"),
-    ("max_length", 1, "None or a whole number of at least 1"),
-    ("min_new_tokens", 0, "a whole number of at least 0"),
-    ("top_k", 0, "a whole number of at least 0, where 0 keeps all tokens"),
-    ("no_repeat_ngram_size", 0, "a whole number of at least 0, where 0 allows all repeats"),
-    ("pad_token_id", 0, "None or a token id of at least 0"),
-    ("num_return_sequences", 1, "a whole number of at least 1"),
-)
-_OPTIONAL = ("max_new_tokens", "max_length", "pad_token_id")
-
-# (name, what is allowed, in words)
-_NUMBERS = (
-    (
-        "temperature",
-        lambda x: 0 < x < math.inf,
-        "a number above 0 (for the likeliest token every time, leave out do_sample)",
-    ),
-    ("top_p", lambda x: 0 < x <= 1, "a number above 0 and up to 1, where 1 keeps all tokens"),
-    ("min_p", lambda x: 0 <= x <= 1, "a number from 0 to 1, where 0 keeps all tokens"),
-    ("typical_p", lambda x: 0 < x <= 1, "a number above 0 and up to 1, where 1 keeps all tokens"),
-    ("repetition_penalty", lambda x: 0 < x < math.inf, "a number above 0, where 1 changes nothing"),
-)
-
-# Settings that have no meaning unless tokens are drawn.
-_SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "num_return_sequences")
-
-# Keys that generation_config.json files of the field carry and that do not change the text.
-_NO_EFFECT = (
-    "transformers_version",
-    "bos_token_id",
-    "use_cache",
-    "cache_implementation",
-    "output_attentions",
-    "output_hidden_states",
-    "output_scores",
-    "output_logits",
-    "return_dict_in_generate",
-)
-# Features of the field that this version does not have, with the value that switches each off.
-_FOREIGN_OFF: Mapping[str, Any] = {
-    "num_beams": 1,
-    "num_beam_groups": 1,
-    "diversity_penalty": 0.0,
-    "length_penalty": 1.0,
-    "early_stopping": False,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "encoder_repetition_penalty": 1.0,
-    "encoder_no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "remove_invalid_values": False,
-    "renormalize_logits": False,
-}
-
-
-def _check_names(settings: Mapping[str, Any]) -> None:
-    known = [field.name for field in fields(GenerationConfig)]
-    for name in settings:
-        if name not in known:
-            hint = nearest(name, known) or f"; expected some of {', '.join(known)}"
-            raise GenerationError(f"generation has no setting {name!r}{hint}")
-
-
-def _whole(name: str, value: Any, low: int, expected: str, optional: bool) -> int | None:
-    if value is None and optional:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
-        raise GenerationError(f"{name} is {value!r}, expected {expected}")
-    return int(value)
-
-
-def _number(name: str, value: Any, allowed: Any, expected: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)) or not allowed(value):
-        raise GenerationError(f"{name} is {value!r}, expected {expected}")
-    return float(value)
-
-
-def _is_several(value: Any) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, (str, bytes))
-
-
-def _ids(name: str, values: Any) -> tuple[int, ...]:
-    if not _is_several(values):
-        raise GenerationError(f"{name} is {values!r}, expected a list of token ids")
-    values = tuple(values)
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-            raise GenerationError(f"{name} holds {value!r}, expected token ids of at least 0")
-    return tuple(int(value) for value in values)
-
-
-def _words(values: Any) -> tuple[tuple[int, ...], ...]:
-    if not _is_several(values) or not all(_is_several(word) for word in values):
-        raise GenerationError(f"bad_words_ids is {values!r}, expected a list of words, each a list of token ids")
-    words = tuple(_ids("bad_words_ids", word) for word in values)
-    if not all(words):
-        raise GenerationError("bad_words_ids holds an empty word, expected at least one token id in each; leave it out")
-    return words
-
-
-def _check_contradictions(config: GenerationConfig) -> None:
-    if config.max_new_tokens is not None and config.max_length is not None:
-        raise GenerationError(
-            f"got both max_new_tokens={config.max_new_tokens} and max_length={config.max_length}, "
-            "expected one of them: max_new_tokens leaves the prompt out, max_length counts it"
-        )
-    if config.max_length is None:
-        limit = DEFAULT_NEW_TOKENS if config.max_new_tokens is None else config.max_new_tokens
-        if config.min_new_tokens > limit:
-            raise GenerationError(
-                f"min_new_tokens={config.min_new_tokens} is more than max_new_tokens={limit}; "
-                "raise max_new_tokens or lower min_new_tokens"
-            )
-    if not config.do_sample:
-        for field in fields(config):
-            value = getattr(config, field.name)
-            if field.name in _SAMPLING_ONLY and value != field.default:
-                raise GenerationError(
-                    f"{field.name}={value!r} has no effect without sampling; "
-                    f"pass do_sample=True, or leave {field.name} at {field.default!r}"
-                )
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+# What a user may put among the rules: ids (R, n) and scores (R, V) of rows of equal length -> scores (R, V).
+Processor = Callable[[Any, Any], Any]
 
 
 # -- the rules, in order -------------------------------------------------------------------------------------
@@ -377,6 +115,31 @@ def min_new_tokens(scores: Scores, made: int, least: int, eos_ids: Sequence[int]
 def suppress_tokens(scores: Scores, tokens: Sequence[int]) -> Scores:
     """Ban these tokens everywhere."""
     return _ban(scores, tokens)
+
+
+def begin_suppress_tokens(scores: Scores, made: int, tokens: Sequence[int]) -> Scores:
+    """Ban these tokens as the first new one."""
+    return _ban(scores, tokens) if made == 0 else scores
+
+
+def forced_bos_token_id(scores: Scores, made: int, token: int) -> Scores:
+    """The first new token is this one."""
+    return _force(scores, token) if made == 0 else scores
+
+
+def forced_tokens(scores: Scores, made: int, places: Sequence[tuple[int, int]]) -> Scores:
+    """At each of some places among the new tokens, counted from 0, stands this one.
+
+    >>> forced_tokens(np.zeros(3), 4, [(4, 1)])
+    array([-inf,   0., -inf])
+    """
+    token = dict(places).get(made)
+    return scores if token is None else _force(scores, token)
+
+
+def forced_eos_token_id(scores: Scores, made: int, limit: int | None, token: int) -> Scores:
+    """The last new token that the length allows is this one."""
+    return _force(scores, token) if limit is not None and made == limit - 1 else scores
 
 
 def temperature(scores: Scores, value: float) -> Scores:
@@ -446,22 +209,45 @@ RULES = (
     "bad_words_ids",
     "min_new_tokens",
     "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_tokens",
+    "forced_eos_token_id",
     "temperature",
     "top_k",
     "top_p",
     "min_p",
     "typical_p",
 )
+#: Those that shape the distribution; the caller's own processors come just before them.
+SHAPING = RULES[RULES.index("temperature") :]
+#: Those that read the row so far.
+READING = ("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids")
+#: Those that depend on how many new tokens there are.
+COUNTING = ("min_new_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_tokens", "forced_eos_token_id")
 
 
 def active_rules(config: GenerationConfig) -> tuple[str, ...]:
     """The rules that ``config`` switches on, in the order in which they apply."""
-    off = {field.name: field.default for field in fields(config)}
-    return tuple(name for name in RULES if getattr(config, name) not in (off[name], ()))
+    active = tuple(name for name in RULES if getattr(config, name) not in (DEFAULTS[name], ()))
+    if config.penalty_alpha is not None:  # there top_k says how many candidates are weighed
+        active = tuple(name for name in active if name != "top_k")
+    return active
+
+
+def reads_history(config: GenerationConfig) -> bool:
+    """Whether any rule that ``config`` switches on reads the row so far."""
+    return any(name in READING for name in active_rules(config))
 
 
 def apply_rules(
-    scores: ArrayLike, history: ArrayLike, config: GenerationConfig, made: int = 0, eos_ids: Sequence[int] = ()
+    scores: ArrayLike,
+    history: ArrayLike,
+    config: GenerationConfig,
+    made: int = 0,
+    eos_ids: Sequence[int] = (),
+    limit: int | None = None,
+    processors: Sequence[Processor] = (),
 ) -> Scores:
     """All rules that ``config`` switches on, in the order of `RULES`.
 
@@ -471,18 +257,43 @@ def apply_rules(
         config: the settings; a rule whose setting is at its default (top_k=0, top_p=1, ...) is off.
         made: how many of the tokens in ``history`` are new.
         eos_ids: the tokens that end this text.
+        limit: how many new tokens the text may get.
+        processors: the caller's own rules, (1, n) and (1, V) -> (1, V), after the bans and before the shape.
+
+    Raises: GenerationError, for a processor that changes the shape.
     """
     out: Scores = np.array(scores, np.float64)
     row: Ids = np.asarray(history, np.int64)
-    for name in active_rules(config):
+    active = active_rules(config)
+    for name in (name for name in active if name not in SHAPING):
         rule, value = _BY_NAME[name], getattr(config, name)
-        if rule in (repetition_penalty, no_repeat_ngram_size, bad_words_ids):
+        if name in READING:
             out = rule(out, row, value)
         elif rule is min_new_tokens:
             out = rule(out, made, value, eos_ids)
+        elif rule is forced_eos_token_id:
+            out = rule(out, made, limit, value)
         else:
-            out = rule(out, value)
+            out = rule(out, made, value) if name in COUNTING else rule(out, value)
+    for processor in processors:
+        changed = np.asarray(processor(row[None].copy(), out[None].copy()))
+        check_processed(processor, changed.shape, (1, len(out)))
+        out = changed[0].astype(np.float64)
+    for name in (name for name in active if name in SHAPING):
+        out = _BY_NAME[name](out, getattr(config, name))
     return out
+
+
+def check_processed(processor: Processor, got: Sequence[int | None], expected: Sequence[int | None]) -> None:
+    """A processor gives scores of the shape that it was given.
+
+    Raises: GenerationError.
+    """
+    if tuple(got) != tuple(expected):
+        raise GenerationError(
+            f"the logits processor {getattr(processor, '__name__', type(processor).__name__)} returned scores of shape "
+            f"{tuple(got)}, expected {tuple(expected)}: take (ids, scores) and return the scores, changed"
+        )
 
 
 _BY_NAME: Mapping[str, Any] = {
@@ -493,6 +304,10 @@ _BY_NAME: Mapping[str, Any] = {
         bad_words_ids,
         min_new_tokens,
         suppress_tokens,
+        begin_suppress_tokens,
+        forced_bos_token_id,
+        forced_tokens,
+        forced_eos_token_id,
         temperature,
         top_k,
         top_p,
@@ -506,6 +321,13 @@ def _ban(scores: Scores, ids: Sequence[int]) -> Scores:
     scores = scores.copy()
     scores[list(ids)] = -np.inf
     return scores
+
+
+def _force(scores: Scores, token: int) -> Scores:
+    """Only ``token`` is left, for certain: whatever other rules banned, and at no cost to a beam."""
+    forced = np.full_like(scores, -np.inf)
+    forced[token] = 0.0
+    return forced
 
 
 def _keep(scores: Scores, ids: Ids) -> Scores:
@@ -536,6 +358,22 @@ def softmax(scores: Scores) -> Scores:
     return out
 
 
+def log_softmax(scores: Scores) -> Scores:
+    """Log-probabilities (V,) of scores (V,); -inf stays -inf."""
+    highest = scores.max()
+    out: Scores = scores - (highest + np.log(np.exp(scores - highest).sum()))
+    return out
+
+
+def best(scores: Scores, k: int) -> Ids:
+    """The ids (k,) of the k highest scores, the highest first, of equal ones the lower id; all, where there are fewer.
+
+    >>> best(np.array([1.0, 3.0, 2.0, 3.0]), 3)
+    array([1, 3, 2])
+    """
+    return _ranked(-scores)[:k]
+
+
 def draw(probabilities: Scores, uniform: float) -> int:
     """The token at ``uniform`` of the way: the first whose cumulative sum, in id order, exceeds uniform * total.
 
@@ -552,6 +390,55 @@ def draw(probabilities: Scores, uniform: float) -> int:
 def choose(scores: Scores, uniform: float | None = None) -> int:
     """The next token: drawn where there is a uniform number, else the likeliest, of equal ones the lower id."""
     return int(np.argmax(scores)) if uniform is None else draw(softmax(scores), uniform)
+
+
+def draw_several(probabilities: Scores, uniforms: ArrayLike) -> tuple[Ids, Scores]:
+    """One token after the other, none twice: ids (k,), and the sum (k,) of what was left before each.
+
+    Where nothing is left the sum is 0 and the id means nothing.
+
+    >>> draw_several(np.array([0.5, 0.5]), [0.9, 0.9, 0.9])[1]
+    array([1. , 0.5, 0. ])
+    """
+    left = np.array(probabilities, np.float64)
+    ids: list[int] = []
+    masses: list[float] = []
+    for uniform in np.asarray(uniforms, np.float64):
+        masses.append(float(np.cumsum(left)[-1]))
+        ids.append(min(draw(left, float(uniform)), len(left) - 1))
+        left[ids[-1]] = 0.0
+    return np.array(ids, np.int64), np.array(masses)
+
+
+def verify(
+    p: Sequence[Scores],
+    q: Sequence[Scores],
+    drafted: ArrayLike,
+    accept: ArrayLike,
+    redraws: ArrayLike,
+    draw_last: float,
+) -> tuple[int, int]:
+    """How many drafted tokens stay, and the token that follows them.
+
+    Token i stays if ``accept[i]`` times its probability under the draft, ``q[i]``, is below that under the model,
+    ``p[i]``. The first that does not is drawn again, by ``redraws[i]``, from what p has more than q; where all stay,
+    the next is drawn from p by ``draw_last``. The tokens are then distributed as if drawn from p alone.
+
+    Args:
+        p: t distributions (V,), one for each drafted token and one for the token after them.
+        q: t - 1 distributions (V,) from which the draft was drawn.
+        drafted: (t - 1,) its tokens. accept, redraws: (t - 1,) uniform numbers.
+        draw_last: the uniform number of the token after the draft.
+
+    Source: Leviathan et al. 2023, "Fast inference from transformers via speculative decoding", section 2.3.
+    """
+    tokens, accept, redraws = np.asarray(drafted), np.asarray(accept), np.asarray(redraws)
+    for i, token in enumerate(tokens):
+        if accept[i] * q[i][token] >= p[i][token]:
+            more = np.maximum(p[i] - q[i], 0.0)
+            # Rounding may leave nothing where both are all but equal.
+            return i, draw(more if more.sum() > 0 else p[i], float(redraws[i]))
+    return len(tokens), draw(p[len(tokens)], draw_last)
 
 
 def check_scores(scores: Scores, row: int, step: int) -> None:

@@ -3,6 +3,7 @@
 What each rule means, its edge cases and its source stand there; `tests/pt/test_sampling.py` holds these to it.
 
 Letters: R rows, V vocabulary, n tokens so far. ``history`` (R, n) holds -1 where a row has padding, on the left.
+``made``, how many tokens are new, is one number or, in numpy, one for each row (R,); so is ``limit``.
 A rule takes scores (R, V) in float64 and gives scores (R, V); a banned token's score is -inf.
 """
 
@@ -10,11 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from gpt2_core.sampling import GenerationConfig, active_rules
+from gpt2_core.sampling import COUNTING, READING, SHAPING, GenerationConfig, Processor, active_rules, check_processed
 
 
 def repetition_penalty(scores: Tensor, history: Tensor, penalty: float) -> Tensor:
@@ -51,15 +54,55 @@ def bad_words_ids(scores: Tensor, history: Tensor, words: Sequence[Sequence[int]
     return scores
 
 
-def min_new_tokens(scores: Tensor, made: int, least: int, eos_ids: Sequence[int]) -> Tensor:
+def min_new_tokens(scores: Tensor, made: Any, least: int, eos_ids: Sequence[int]) -> Tensor:
     """Ban the end-of-text tokens while fewer than ``least`` new tokens were made."""
-    return suppress_tokens(scores, eos_ids) if made < least else scores
+    return _where(np.less(made, least), lambda: suppress_tokens(scores, eos_ids), scores)
 
 
 def suppress_tokens(scores: Tensor, tokens: Sequence[int]) -> Tensor:
     """Ban these tokens everywhere."""
     index = torch.tensor(list(tokens), dtype=torch.int64, device=scores.device)
     return scores.index_fill(1, index, -math.inf)
+
+
+def begin_suppress_tokens(scores: Tensor, made: Any, tokens: Sequence[int]) -> Tensor:
+    """Ban these tokens as the first new one."""
+    return _where(np.equal(made, 0), lambda: suppress_tokens(scores, tokens), scores)
+
+
+def forced_bos_token_id(scores: Tensor, made: Any, token: int) -> Tensor:
+    """The first new token is this one."""
+    return _where(np.equal(made, 0), lambda: _force(scores, token), scores)
+
+
+def forced_tokens(scores: Tensor, made: Any, places: Sequence[tuple[int, int]]) -> Tensor:
+    """At each of some places among the new tokens, counted from 0, stands this one."""
+    out = scores
+    for place, token in places:
+        out = _where(np.equal(made, place), lambda token=token: _force(scores, token), out)  # type: ignore[misc]
+    return out
+
+
+def forced_eos_token_id(scores: Tensor, made: Any, limit: Any, token: int) -> Tensor:
+    """The last new token that the length allows is this one."""
+    if limit is None:
+        return scores
+    return _where(np.equal(made, np.subtract(limit, 1)), lambda: _force(scores, token), scores)
+
+
+def _where(rows: Any, changed: Callable[[], Tensor], scores: Tensor) -> Tensor:
+    """``changed()`` in the rows that are true, of one truth for all or, in numpy, one for each (R,)."""
+    if not np.any(rows):
+        return scores
+    if np.all(rows):
+        return changed()
+    return torch.where(torch.as_tensor(rows, device=scores.device).unsqueeze(1), changed(), scores)
+
+
+def _force(scores: Tensor, token: int) -> Tensor:
+    forced = torch.full_like(scores, -math.inf)
+    forced[:, token] = 0.0
+    return forced
 
 
 def temperature(scores: Tensor, value: float) -> Tensor:
@@ -69,12 +112,16 @@ def temperature(scores: Tensor, value: float) -> Tensor:
 
 def top_k(scores: Tensor, k: int) -> Tensor:
     """Keep the k highest scores, of equal ones the lower ids."""
+    return scores.masked_fill(~_highest(scores, k), -math.inf)
+
+
+def _highest(scores: Tensor, k: int) -> Tensor:
+    """Which scores (R, V) are among the k highest of their row, of equal ones the lower ids."""
     k = min(k, scores.size(1))
     edge = scores.topk(k).values[:, -1:]  # (R, 1): the lowest score that is kept
     above, tied = scores > edge, scores == edge
     room = k - above.sum(-1, keepdim=True)
-    keep = above | (tied & (tied.cumsum(-1) <= room))
-    return scores.masked_fill(~keep, -math.inf)
+    return above | (tied & (tied.cumsum(-1) <= room))
 
 
 def top_p(scores: Tensor, p: float) -> Tensor:
@@ -107,18 +154,53 @@ def _keep_reaching(scores: Tensor, probabilities: Tensor, order: Tensor, p: floa
 
 
 def apply_rules(
-    scores: Tensor, history: Tensor, config: GenerationConfig, made: int = 0, eos_ids: Sequence[int] = ()
+    scores: Tensor,
+    history: Tensor | None,
+    config: GenerationConfig,
+    made: Any = 0,
+    eos_ids: Sequence[int] = (),
+    limit: Any = None,
+    processors: Sequence[Processor] = (),
 ) -> Tensor:
-    """All rules that ``config`` switches on, in the order of `gpt2_core.sampling.RULES`: logits (R, V) -> (R, V)."""
+    """All rules that ``config`` switches on, in the order of `gpt2_core.sampling.RULES`: logits (R, V) -> (R, V).
+
+    ``history`` may be None where neither a rule nor a processor reads it.
+    """
     scores = scores.to(torch.float64)
-    for name in active_rules(config):
+    active = active_rules(config)
+    for name in (name for name in active if name not in SHAPING):
         rule, value = _BY_NAME[name], getattr(config, name)
-        if rule in (repetition_penalty, no_repeat_ngram_size, bad_words_ids):
+        if name in READING:
             scores = rule(scores, history, value)
         elif rule is min_new_tokens:
             scores = rule(scores, made, value, eos_ids)
+        elif rule is forced_eos_token_id:
+            scores = rule(scores, made, limit, value)
         else:
-            scores = rule(scores, value)
+            scores = rule(scores, made, value) if name in COUNTING else rule(scores, value)
+    if processors:
+        assert history is not None
+        scores = apply_processors(scores, history, processors)
+    for name in (name for name in active if name in SHAPING):
+        scores = _BY_NAME[name](scores, getattr(config, name))
+    return scores
+
+
+def apply_processors(scores: Tensor, history: Tensor, processors: Sequence[Processor]) -> Tensor:
+    """The caller's own rules, each given rows of equal length without padding.
+
+    Raises: GenerationError, for a processor that changes the shape.
+    """
+    padding = (history < 0).sum(-1)  # (R,)
+    for processor in processors:
+        out = torch.empty_like(scores)
+        for start in sorted(set(padding.tolist())):
+            rows = (padding == start).nonzero().squeeze(1)
+            given = scores[rows]
+            changed = torch.as_tensor(processor(history[rows, start:], given))
+            check_processed(processor, tuple(changed.shape), tuple(given.shape))
+            out[rows] = changed.to(scores)
+        scores = out
     return scores
 
 
@@ -130,6 +212,10 @@ _BY_NAME: Mapping[str, Callable[..., Tensor]] = {
         bad_words_ids,
         min_new_tokens,
         suppress_tokens,
+        begin_suppress_tokens,
+        forced_bos_token_id,
+        forced_tokens,
+        forced_eos_token_id,
         temperature,
         top_k,
         top_p,
@@ -144,6 +230,11 @@ def softmax(scores: Tensor) -> Tensor:
     return torch.softmax(scores, dim=-1)
 
 
+def log_softmax(scores: Tensor) -> Tensor:
+    """Log-probabilities (R, V) of scores (R, V), in float64."""
+    return torch.log_softmax(scores.to(torch.float64), dim=-1)
+
+
 def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """The token at ``uniforms`` (R,) of the way through each row of probabilities (R, V), in id order: (R,)."""
     cumulative = probabilities.cumsum(-1)
@@ -153,15 +244,48 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
 
 def choose(scores: Tensor, uniforms: Tensor | None = None) -> Tensor:
     """The next tokens (R,): drawn by uniform numbers (R,), else the likeliest, of equals the lower id."""
-    if uniforms is not None:
-        return draw(softmax(scores), uniforms)
-    best = scores == scores.amax(-1, keepdim=True)
-    ids = torch.arange(scores.size(1), device=scores.device)
-    return torch.where(best, ids, scores.size(1)).amin(-1)
+    return scores.argmax(-1) if uniforms is None else draw(softmax(scores), uniforms)  # of equals it takes the first
+
+
+def best(scores: Tensor, k: int) -> Tensor:
+    """The ids (R, k) of the k highest scores, the highest first, of equal ones the lower id; all, where fewer."""
+    k = min(k, scores.size(1))
+    ids = _highest(scores, k).to(torch.int8).topk(k).indices.sort(-1).values  # those kept, by id
+    order = scores.gather(1, ids).sort(descending=True, stable=True).indices
+    return ids.gather(1, order)
+
+
+def draw_several(probabilities: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """One token after the other, none twice: ids (R, k), and the sum (R, k) of what was left before each."""
+    left, ids, masses = probabilities.clone(), [], []
+    for uniform in uniforms.unbind(1):
+        masses.append(left.cumsum(-1)[:, -1])
+        ids.append(draw(left, uniform).clamp_max(left.size(1) - 1))
+        left.scatter_(1, ids[-1].unsqueeze(1), 0.0)
+    return torch.stack(ids, 1), torch.stack(masses, 1)
+
+
+def verify(
+    p: Tensor, q: Tensor, drafted: Tensor, accept: Tensor, redraws: Tensor, draws: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How many drafted tokens of each row stay (R,), and the token (R,) that follows them.
+
+    p (R, t, V) is the model's, q (R, t - 1, V) the draft's; drafted (R, t - 1) holds -1 behind each row's last token.
+    accept, redraws (R, t - 1) and draws (R, t) are uniform numbers; draws are for the token after the draft.
+    """
+    row = torch.arange(p.size(0), device=p.device)
+    there = drafted >= 0
+    at = drafted.clamp_min(0).unsqueeze(2)
+    stays = accept * q.gather(2, at).squeeze(2) < p[:, :-1].gather(2, at).squeeze(2)  # (R, t - 1)
+    count = (stays & there).to(torch.int64).cumprod(-1).sum(-1)  # (R,)
+    refused, last = count < there.sum(-1), count.clamp_max(drafted.size(1) - 1)
+    likely = p[row, count]  # (R, V)
+    more = (likely - q[row, last]).clamp_min(0.0)
+    likely = torch.where((refused & (more.sum(-1) > 0)).unsqueeze(1), more, likely)
+    return count, draw(likely, torch.where(refused, redraws[row, last], draws[row, count]))
 
 
 def problem(scores: Tensor) -> Tensor:
     """What is wrong with each row (R,): 0 nothing, 1 nan or +inf, 2 every token banned."""
-    numbers = torch.isnan(scores).any(-1) | torch.isposinf(scores).any(-1)
-    banned = torch.isneginf(scores).all(-1)
-    return torch.where(numbers, 1, torch.where(banned, 2, 0))
+    highest = scores.amax(-1)  # nan where any is
+    return torch.where(torch.isnan(highest) | torch.isposinf(highest), 1, torch.where(torch.isneginf(highest), 2, 0))

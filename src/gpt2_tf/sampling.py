@@ -3,6 +3,7 @@
 What each rule means, its edge cases and its source stand there; `tests/tf/test_sampling.py` holds these to it.
 
 Letters: R rows, V vocabulary, n tokens so far. ``history`` (R, n) holds -1 where a row has padding, on the left.
+``made``, how many tokens are new, is one number or, in numpy, one for each row (R,); so is ``limit``.
 A rule takes scores (R, V) in float64 and gives scores (R, V); a banned token's score is -inf.
 """
 
@@ -12,9 +13,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from gpt2_core.sampling import GenerationConfig, active_rules
+from gpt2_core.sampling import COUNTING, READING, SHAPING, GenerationConfig, Processor, active_rules, check_processed
 from gpt2_tf.layers import Tensor, dims
 
 
@@ -65,9 +67,9 @@ def bad_words_ids(scores: Tensor, history: Tensor, words: Sequence[Sequence[int]
     return scores
 
 
-def min_new_tokens(scores: Tensor, made: int, least: int, eos_ids: Sequence[int]) -> Tensor:
+def min_new_tokens(scores: Tensor, made: Any, least: int, eos_ids: Sequence[int]) -> Tensor:
     """Ban the end-of-text tokens while fewer than ``least`` new tokens were made."""
-    return suppress_tokens(scores, eos_ids) if made < least else scores
+    return _where(np.less(made, least), lambda: suppress_tokens(scores, eos_ids), scores)
 
 
 def suppress_tokens(scores: Tensor, tokens: Sequence[int]) -> Tensor:
@@ -78,6 +80,45 @@ def suppress_tokens(scores: Tensor, tokens: Sequence[int]) -> Tensor:
     return _ban(scores, tf.reduce_any(tf.range(dims(scores)[1])[:, None] == listed, axis=1)[None])
 
 
+def begin_suppress_tokens(scores: Tensor, made: Any, tokens: Sequence[int]) -> Tensor:
+    """Ban these tokens as the first new one."""
+    return _where(np.equal(made, 0), lambda: suppress_tokens(scores, tokens), scores)
+
+
+def forced_bos_token_id(scores: Tensor, made: Any, token: int) -> Tensor:
+    """The first new token is this one."""
+    return _where(np.equal(made, 0), lambda: _force(scores, token), scores)
+
+
+def forced_tokens(scores: Tensor, made: Any, places: Sequence[tuple[int, int]]) -> Tensor:
+    """At each of some places among the new tokens, counted from 0, stands this one."""
+    out = scores
+    for place, token in places:
+        out = _where(np.equal(made, place), lambda token=token: _force(scores, token), out)  # type: ignore[misc]
+    return out
+
+
+def forced_eos_token_id(scores: Tensor, made: Any, limit: Any, token: int) -> Tensor:
+    """The last new token that the length allows is this one."""
+    if limit is None:
+        return scores
+    return _where(np.equal(made, np.subtract(limit, 1)), lambda: _force(scores, token), scores)
+
+
+def _where(rows: Any, changed: Callable[[], Tensor], scores: Tensor) -> Tensor:
+    """``changed()`` in the rows that are true, of one truth for all or, in numpy, one for each (R,)."""
+    if not np.any(rows):
+        return scores
+    if np.all(rows):
+        return changed()
+    return tf.where(tf.constant(rows)[:, None], changed(), scores)
+
+
+def _force(scores: Tensor, token: int) -> Tensor:
+    forced = tf.where(tf.range(dims(scores)[1]) == token, tf.zeros((), scores.dtype), tf.cast(-math.inf, scores.dtype))
+    return tf.broadcast_to(forced[None], tf.shape(scores))
+
+
 def temperature(scores: Tensor, value: float) -> Tensor:
     """Divide the scores."""
     return scores / value
@@ -85,12 +126,16 @@ def temperature(scores: Tensor, value: float) -> Tensor:
 
 def top_k(scores: Tensor, k: int) -> Tensor:
     """Keep the k highest scores, of equal ones the lower ids."""
+    return _ban(scores, ~_highest(scores, k))
+
+
+def _highest(scores: Tensor, k: int) -> Tensor:
+    """Which scores (R, V) are among the k highest of their row, of equal ones the lower ids."""
     k = min(k, dims(scores)[1])
     edge = tf.math.top_k(scores, k).values[:, -1:]  # (R, 1): the lowest score that is kept
     above, tied = scores > edge, scores == edge
     room = k - tf.reduce_sum(tf.cast(above, tf.int32), axis=-1, keepdims=True)
-    keep = above | (tied & (tf.cumsum(tf.cast(tied, tf.int32), axis=-1) <= room))
-    return _ban(scores, ~keep)
+    return above | (tied & (tf.cumsum(tf.cast(tied, tf.int32), axis=-1) <= room))
 
 
 def top_p(scores: Tensor, p: float) -> Tensor:
@@ -122,18 +167,53 @@ def _keep_reaching(scores: Tensor, probabilities: Tensor, order: Tensor, p: floa
 
 
 def apply_rules(
-    scores: Tensor, history: Tensor, config: GenerationConfig, made: int = 0, eos_ids: Sequence[int] = ()
+    scores: Tensor,
+    history: Tensor | None,
+    config: GenerationConfig,
+    made: Any = 0,
+    eos_ids: Sequence[int] = (),
+    limit: Any = None,
+    processors: Sequence[Processor] = (),
 ) -> Tensor:
-    """All rules that ``config`` switches on, in the order of `gpt2_core.sampling.RULES`: logits (R, V) -> (R, V)."""
+    """All rules that ``config`` switches on, in the order of `gpt2_core.sampling.RULES`: logits (R, V) -> (R, V).
+
+    ``history`` may be None where neither a rule nor a processor reads it.
+    """
     scores = tf.cast(scores, tf.float64)
-    for name in active_rules(config):
+    active = active_rules(config)
+    for name in (name for name in active if name not in SHAPING):
         rule, value = _BY_NAME[name], getattr(config, name)
-        if rule in (repetition_penalty, no_repeat_ngram_size, bad_words_ids):
+        if name in READING:
             scores = rule(scores, history, value)
         elif rule is min_new_tokens:
             scores = rule(scores, made, value, eos_ids)
+        elif rule is forced_eos_token_id:
+            scores = rule(scores, made, limit, value)
         else:
-            scores = rule(scores, value)
+            scores = rule(scores, made, value) if name in COUNTING else rule(scores, value)
+    if processors:
+        scores = apply_processors(scores, history, processors)
+    for name in (name for name in active if name in SHAPING):
+        scores = _BY_NAME[name](scores, getattr(config, name))
+    return scores
+
+
+def apply_processors(scores: Tensor, history: Tensor, processors: Sequence[Processor]) -> Tensor:
+    """The caller's own rules, each given rows of equal length without padding.
+
+    Raises: GenerationError, for a processor that changes the shape.
+    """
+    padding = tf.reduce_sum(tf.cast(history < 0, tf.int32), axis=-1).numpy()  # (R,)
+    groups = [np.flatnonzero(padding == start) for start in np.unique(padding)]
+    back = np.argsort(np.concatenate(groups))
+    for processor in processors:
+        parts = []
+        for rows in groups:
+            given = tf.gather(scores, rows)
+            changed = tf.convert_to_tensor(processor(tf.gather(history, rows)[:, padding[rows[0]] :], given))
+            check_processed(processor, tuple(changed.shape), tuple(given.shape))
+            parts.append(tf.cast(changed, scores.dtype))
+        scores = tf.gather(tf.concat(parts, axis=0), back)
     return scores
 
 
@@ -145,6 +225,10 @@ _BY_NAME: Mapping[str, Callable[..., Tensor]] = {
         bad_words_ids,
         min_new_tokens,
         suppress_tokens,
+        begin_suppress_tokens,
+        forced_bos_token_id,
+        forced_tokens,
+        forced_eos_token_id,
         temperature,
         top_k,
         top_p,
@@ -159,6 +243,11 @@ def softmax(scores: Tensor) -> Tensor:
     return tf.nn.softmax(scores, axis=-1)
 
 
+def log_softmax(scores: Tensor) -> Tensor:
+    """Log-probabilities (R, V) of scores (R, V), in float64."""
+    return tf.nn.log_softmax(tf.cast(scores, tf.float64), axis=-1)
+
+
 def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """The token at ``uniforms`` (R,) of the way through each row of probabilities (R, V), in id order: (R,)."""
     cumulative = tf.cumsum(probabilities, axis=-1)
@@ -171,6 +260,47 @@ def choose(scores: Tensor, uniforms: Tensor | None = None) -> Tensor:
     if uniforms is not None:
         return draw(softmax(scores), uniforms)
     return tf.argmax(scores, axis=-1, output_type=tf.int64)  # of equals it takes the first
+
+
+def best(scores: Tensor, k: int) -> Tensor:
+    """The ids (R, k) of the k highest scores, the highest first, of equal ones the lower id; all, where fewer."""
+    k = min(k, dims(scores)[1])
+    return tf.cast(tf.math.top_k(scores, k).indices, tf.int64)  # of equals it takes the first
+
+
+def draw_several(probabilities: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """One token after the other, none twice: ids (R, k), and the sum (R, k) of what was left before each."""
+    left, ids, masses = probabilities, [], []
+    V = dims(probabilities)[1]
+    for uniform in tf.unstack(uniforms, axis=1):
+        masses.append(tf.cumsum(left, axis=-1)[:, -1])
+        ids.append(tf.minimum(draw(left, uniform), V - 1))
+        left = tf.where(tf.range(V, dtype=tf.int64)[None] == ids[-1][:, None], tf.zeros((), left.dtype), left)
+    return tf.stack(ids, axis=1), tf.stack(masses, axis=1)
+
+
+def verify(
+    p: Tensor, q: Tensor, drafted: Tensor, accept: Tensor, redraws: Tensor, draws: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How many drafted tokens of each row stay (R,), and the token (R,) that follows them.
+
+    p (R, t, V) is the model's, q (R, t - 1, V) the draft's; drafted (R, t - 1) holds -1 behind each row's last token.
+    accept, redraws (R, t - 1) and draws (R, t) are uniform numbers; draws are for the token after the draft.
+    """
+
+    def pick(x: Tensor, place: Tensor) -> Tensor:
+        return tf.gather(x, place, batch_dims=1)
+
+    there = drafted >= 0
+    at = tf.where(there, drafted, 0)
+    stays = accept * tf.gather(q, at, batch_dims=2) < tf.gather(p[:, :-1], at, batch_dims=2)  # (R, t - 1)
+    count = tf.reduce_sum(tf.math.cumprod(tf.cast(stays & there, tf.int64), axis=-1), axis=-1)  # (R,)
+    refused = count < tf.reduce_sum(tf.cast(there, tf.int64), axis=-1)
+    last = tf.minimum(count, dims(drafted)[1] - 1)
+    likely = pick(p, count)  # (R, V)
+    more = tf.maximum(likely - pick(q, last), 0.0)
+    likely = tf.where((refused & (tf.reduce_sum(more, axis=-1) > 0))[:, None], more, likely)
+    return count, draw(likely, tf.where(refused, pick(redraws, last), pick(draws, count)))
 
 
 def problem(scores: Tensor) -> Tensor:

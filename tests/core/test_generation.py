@@ -234,7 +234,6 @@ def test_the_plan_holds_what_a_framework_needs():
     settings = {"do_sample": True, "seed": 5, "num_return_sequences": 2, "max_length": 8}
     plan = prepare(CONFIG, ids, mask, None, settings)
     assert plan.ids.tolist() == [[0, 0, 0, 2, 3], [0, 0, 4, 5, 6]]
-    assert plan.start == 2
     assert plan.rows.tolist() == [0, 0, 1, 1]
     assert plan.lengths.tolist() == [2, 2, 3, 3]
     assert plan.limits.tolist() == [6, 6, 5, 5]
@@ -242,12 +241,9 @@ def test_the_plan_holds_what_a_framework_needs():
     assert plan.eos_ids == (1,)
     assert plan.pad_id == 1
     assert np.array_equal(plan.uniforms, uniforms(5, range(4), range(6)))
-    assert plan.prompt(3).tolist() == [4, 5, 6]
-    assert plan.ended([9, 1, 9, 9], 0).tolist() == [False, True, False, False]
-    assert plan.ended([9, 9, 9, 9], 4).tolist() == [False, False, True, True]
-    assert plan.positions(1, 24).tolist() == [[3], [3], [4], [4]]
-    assert plan.positions(99, 24).max() == 23
-    assert plan.result([np.array([1, 2, 3, 4])])[:, -1].tolist() == [1, 2, 3, 4]
+    assert plan.prompt_limits.tolist() == [6, 5]
+    assert plan.prompt_of(1).tolist() == plan.context(1).tolist() == [4, 5, 6]
+    assert (plan.n_positions, plan.window) == (24, None)
 
 
 def test_a_greedy_plan_has_no_numbers_and_a_sampled_one_says_its_seed():
@@ -260,7 +256,12 @@ def test_a_greedy_plan_has_no_numbers_and_a_sampled_one_says_its_seed():
 @pytest.mark.parametrize(
     ("arguments", "settings", "error", "words"),
     [
-        (([[2, 3], [4]],), {}, InputError, "rows of different lengths"),
+        (([[2, 3], [4]], [[1, 1], [1, 0]]), {}, InputError, "rows of different lengths and attention_mask marks"),
+        (([[2, 3], []],), {}, InputError, "row 1 of input_ids is empty, expected at least one token"),
+        (([[2, 3], [[4]]],), {}, InputError, "row 1 of input_ids has shape (1, 1), expected 1 axes: (position,)"),
+        (([[2, 3], [23]],), {}, InputError, "row 1 of input_ids holds 23"),
+        ((["Once", "upon"],), {}, InputError, "input_ids holds text, expected token ids"),
+        (("Once",), {}, InputError, "input_ids holds text, expected token ids"),
         (([2, 3],), {}, InputError, "input_ids has shape (2,), expected 2 axes"),
         (([[]],), {}, InputError, "the input is empty"),
         (([[23]],), {}, InputError, "input_ids holds 23, expected ids from 0 to 22"),
@@ -269,13 +270,19 @@ def test_a_greedy_plan_has_no_numbers_and_a_sampled_one_says_its_seed():
         (([[2], [3]], [[1], [0]]), {}, InputError, "row 1 of attention_mask marks no real token"),
         (([[2] * 25],), {}, InputError, "25 tokens long but this model has 24 positions"),
         (([[2] * 5],), {}, GenerationError, "25 tokens long, prompt of 5 included, but this model has 24 positions"),
-        (([[2] * 5],), {"max_new_tokens": 20}, GenerationError, "at most max_new_tokens=19, or shorten the prompt"),
+        (([[2] * 5],), {"max_new_tokens": 20}, GenerationError, "at most max_new_tokens=19, or shorten the prompt, or"),
+        (([[2] * 5],), {"max_new_tokens": 20}, GenerationError, "or pass sliding_window=True"),
+        (([[2] * 5],), {"sliding_window": 24}, GenerationError, "sliding_window=24 leaves no room to write in the 24"),
         (([[2] * 24],), {"max_new_tokens": 1}, GenerationError, "24 positions; shorten the prompt"),
         (([[2] * 5],), {"max_length": 25}, GenerationError, "at most max_new_tokens=19"),
         (([[2] * 5],), {"max_length": 5}, GenerationError, "max_length=5 leaves no room after a prompt of 5 tokens"),
         (([[2] * 5],), {"max_length": 8, "min_new_tokens": 4}, GenerationError, "more than the 3 new tokens"),
         (([[2]],), {"bad_words_ids": [[2, 23]]}, GenerationError, "bad_words_ids names token 23"),
         (([[2]],), {"suppress_tokens": [23]}, GenerationError, "suppress_tokens names token 23"),
+        (([[2]],), {"begin_suppress_tokens": [23]}, GenerationError, "begin_suppress_tokens names token 23"),
+        (([[2]],), {"forced_bos_token_id": 23}, GenerationError, "forced_bos_token_id names token 23"),
+        (([[2]],), {"forced_tokens": {1: 23}}, GenerationError, "forced_tokens names token 23"),
+        (([[2]],), {"forced_eos_token_id": 23}, GenerationError, "forced_eos_token_id names token 23"),
         (([[2]],), {"eos_token_id": 23}, GenerationError, "eos_token_id names token 23"),
         (([[2]],), {"pad_token_id": 23}, GenerationError, "pad_token_id names token 23"),
         (([[2]],), {"temperature": 0.5}, GenerationError, "temperature=0.5 has no effect without sampling"),

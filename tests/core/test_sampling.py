@@ -1,17 +1,13 @@
-"""Sampling: the settings, each rule with its edge cases, their order, and the draw."""
+"""Sampling: each rule with its edge cases, their order, and the draws."""
 
 from __future__ import annotations
-
-import copy
-import json
-import pickle
 
 import numpy as np
 import pytest
 
 from gpt2_core import sampling
 from gpt2_core.errors import GenerationError
-from gpt2_core.sampling import RULES, GenerationConfig, active_rules, apply_rules, choose, draw, resolve, softmax
+from gpt2_core.sampling import RULES, GenerationConfig, active_rules, apply_rules, choose, draw, log_softmax, softmax
 
 INF = np.inf
 
@@ -23,156 +19,6 @@ def scores_of(*probabilities: float) -> np.ndarray:
 
 def kept(scores: np.ndarray) -> list[int]:
     return np.flatnonzero(scores > -INF).tolist()
-
-
-# -- settings ------------------------------------------------------------------------------------------------
-
-
-def test_the_defaults_switch_every_rule_off():
-    config = GenerationConfig()
-    assert active_rules(config) == ()
-    assert config.to_dict() == {}
-    scores = np.array([3.0, -INF, 0.5])
-    assert np.array_equal(apply_rules(scores, [0, 1], config), scores)
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"temprature": 0.7}, "no setting 'temprature'; did you mean 'temperature'?"),
-        ({"num_beams": 4}, "no setting 'num_beams'"),
-        ({"xyzzy": 4}, "no setting 'xyzzy'; expected some of max_new_tokens"),
-        ({"max_new_tokens": 0}, "max_new_tokens is 0, expected None or a whole number of at least 1"),
-        ({"max_new_tokens": 2.0}, "max_new_tokens is 2.0"),
-        ({"max_length": True}, "max_length is True"),
-        ({"min_new_tokens": -1}, "min_new_tokens is -1"),
-        ({"do_sample": 1}, "do_sample is 1, expected true or false"),
-        ({"do_sample": True, "temperature": 0}, "temperature is 0, expected a number above 0 (for the likeliest"),
-        ({"do_sample": True, "temperature": float("nan")}, "temperature is nan"),
-        ({"do_sample": True, "temperature": float("inf")}, "temperature is inf"),
-        ({"do_sample": True, "top_k": -1}, "top_k is -1, expected a whole number of at least 0, where 0 keeps all"),
-        ({"do_sample": True, "top_k": 2.5}, "top_k is 2.5"),
-        ({"do_sample": True, "top_p": 0}, "top_p is 0, expected a number above 0 and up to 1, where 1 keeps all"),
-        ({"do_sample": True, "top_p": 1.1}, "top_p is 1.1"),
-        ({"do_sample": True, "top_p": None}, "top_p is None"),
-        ({"do_sample": True, "min_p": -0.1}, "min_p is -0.1"),
-        ({"do_sample": True, "typical_p": 0.0}, "typical_p is 0.0"),
-        ({"repetition_penalty": 0}, "repetition_penalty is 0, expected a number above 0, where 1 changes nothing"),
-        ({"no_repeat_ngram_size": -2}, "no_repeat_ngram_size is -2"),
-        ({"bad_words_ids": [3]}, "bad_words_ids is [3], expected a list of words"),
-        ({"bad_words_ids": 3}, "bad_words_ids is 3"),
-        ({"bad_words_ids": [[1], []]}, "bad_words_ids holds an empty word"),
-        ({"bad_words_ids": [[-1]]}, "bad_words_ids holds -1"),
-        ({"suppress_tokens": 3}, "suppress_tokens is 3, expected a list"),
-        ({"suppress_tokens": ["a"]}, "suppress_tokens holds 'a'"),
-        ({"eos_token_id": "a"}, "eos_token_id holds 'a'"),
-        ({"eos_token_id": -1}, "eos_token_id holds -1"),
-        ({"pad_token_id": -1}, "pad_token_id is -1"),
-        ({"num_return_sequences": 0, "do_sample": True}, "num_return_sequences is 0"),
-        ({"seed": -1}, "seed is -1"),
-        ({"seed": 2**64}, "expected None (a fresh one) or a whole number from 0 to 2**64 - 1"),
-    ],
-)
-def test_an_impossible_setting_is_refused_by_name(settings, words):
-    with pytest.raises(GenerationError) as caught:
-        GenerationConfig(**settings)
-    assert words in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"temperature": 0.7}, "temperature=0.7 has no effect without sampling; pass do_sample=True"),
-        ({"top_k": 5}, "leave top_k at 0"),
-        ({"top_p": 0.9}, "top_p=0.9 has no effect"),
-        ({"min_p": 0.1}, "min_p=0.1 has no effect"),
-        ({"typical_p": 0.1}, "typical_p=0.1 has no effect"),
-        ({"num_return_sequences": 2}, "num_return_sequences=2 has no effect without sampling"),
-        ({"max_length": 9, "max_new_tokens": 3}, "both max_new_tokens=3 and max_length=9"),
-        ({"max_new_tokens": 3, "min_new_tokens": 4}, "min_new_tokens=4 is more than max_new_tokens=3"),
-        ({"min_new_tokens": 21}, "min_new_tokens=21 is more than max_new_tokens=20"),
-    ],
-)
-def test_settings_that_contradict_each_other_are_refused(settings, words):
-    with pytest.raises(GenerationError) as caught:
-        GenerationConfig(**settings)
-    assert words in str(caught.value)
-
-
-def test_lists_and_numpy_numbers_become_plain_frozen_values():
-    config = GenerationConfig(
-        bad_words_ids=[[1, np.int64(2)], (3,)], eos_token_id=[np.int32(4)], suppress_tokens=range(2), top_k=np.int64(0)
-    )
-    assert config.bad_words_ids == ((1, 2), (3,))
-    assert config.eos_token_id == (4,)
-    assert config.suppress_tokens == (0, 1)
-    assert type(config.eos_token_id[0]) is int
-    assert hash(config) == hash(copy.deepcopy(config))
-    with pytest.raises(AttributeError):
-        config.top_k = 3  # type: ignore[misc]
-
-
-def test_replace_lets_one_length_take_the_place_of_the_other():
-    assert GenerationConfig(max_length=50).replace(max_new_tokens=3) == GenerationConfig(max_new_tokens=3)
-    assert GenerationConfig(max_new_tokens=3).replace(max_length=50) == GenerationConfig(max_length=50)
-    with pytest.raises(GenerationError, match="both max_new_tokens"):
-        GenerationConfig().replace(max_new_tokens=3, max_length=50)
-    with pytest.raises(GenerationError, match="did you mean 'top_k'"):
-        GenerationConfig().replace(topk=3)
-
-
-def test_settings_survive_dict_json_and_pickle():
-    config = GenerationConfig(do_sample=True, top_p=0.9, seed=2**63, bad_words_ids=[[1, 2]], eos_token_id=[])
-    assert GenerationConfig.from_dict(config.to_dict()) == config
-    assert GenerationConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert pickle.loads(pickle.dumps(config)) == config
-
-
-def test_a_released_generation_config_file_is_read(tmp_path):
-    path = tmp_path / "generation_config.json"
-    released = {
-        "_from_model_config": True,
-        "bos_token_id": 50256,
-        "eos_token_id": 50256,
-        "transformers_version": "4.26.0",
-        "num_beams": 1,
-        "top_k": None,
-    }
-    path.write_text(json.dumps(released))
-    assert GenerationConfig.from_json_file(path) == GenerationConfig(eos_token_id=50256)
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ('{"num_beams": 4}', "num_beams is 4, which this version does not have; expected 1"),
-        ('{"some_day": 4}', "no setting 'some_day'"),
-        ("[]", "holds a list, expected an object"),
-        ("{", "is not valid JSON"),
-    ],
-)
-def test_a_generation_config_file_that_cannot_be_honoured_is_refused_by_name(tmp_path, content, words):
-    path = tmp_path / "generation_config.json"
-    path.write_text(content)
-    with pytest.raises(GenerationError) as caught:
-        GenerationConfig.from_json_file(path)
-    assert words in str(caught.value)
-    assert str(path) in str(caught.value)
-    with pytest.raises(GenerationError, match="does not exist"):
-        GenerationConfig.from_json_file(tmp_path / "none.json")
-    with pytest.raises(GenerationError, match="is a folder, expected a file"):
-        GenerationConfig.from_json_file(tmp_path)
-
-
-def test_a_call_combines_a_config_and_its_own_settings():
-    assert resolve(None, {"seed": 3}) == GenerationConfig(seed=3)
-    base = GenerationConfig(do_sample=True, top_k=5, max_length=9)
-    assert resolve(base, {}) is not None
-    assert resolve(base, {"top_k": 7, "max_new_tokens": 2}) == GenerationConfig(
-        do_sample=True, top_k=7, max_new_tokens=2
-    )
-    with pytest.raises(GenerationError, match=r"generation_config is a dict, .*GenerationConfig\.from_dict"):
-        resolve({"seed": 3}, {})  # type: ignore[arg-type]
 
 
 # -- rules ---------------------------------------------------------------------------------------------------
@@ -245,6 +91,46 @@ def test_end_of_text_is_banned_until_there_are_enough_new_tokens():
 def test_suppressed_tokens_are_banned_everywhere():
     assert kept(apply_rules(np.zeros(4), [], GenerationConfig(suppress_tokens=[1, 3]))) == [0, 2]
     assert active_rules(GenerationConfig(suppress_tokens=[], bad_words_ids=[])) == ()
+
+
+def test_what_may_not_begin_a_text_may_follow():
+    config = GenerationConfig(begin_suppress_tokens=[0, 2])
+    assert [kept(apply_rules(np.zeros(3), [0], config, made)) for made in range(2)] == [[1], [0, 1, 2]]
+
+
+def test_forced_tokens_stand_at_their_places_and_cost_nothing():
+    config = GenerationConfig(
+        forced_bos_token_id=1, forced_tokens={2: 3}, forced_eos_token_id=0, suppress_tokens=[0, 1, 3], max_new_tokens=5
+    )
+    out = [apply_rules(np.full(4, -7.0), [], config, made, limit=5) for made in range(5)]
+    assert [kept(scores) for scores in out] == [[1], [2], [3], [2], [0]]
+    assert [float(scores.max()) for scores in out] == [0.0, -7.0, 0.0, -7.0, 0.0]
+    # Where no limit is known, nothing is the last token.
+    assert kept(apply_rules(np.zeros(4), [], config, 4)) == [2]
+
+
+def test_processors_of_the_caller_come_between_the_bans_and_the_shape():
+    seen = []
+
+    def prefer_the_second(ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        seen.append((ids.tolist(), scores.tolist()))
+        scores[0, 1] += 10  # its own copy
+        return scores
+
+    config = GenerationConfig(do_sample=True, suppress_tokens=[0], temperature=2.0, top_k=1)
+    scores = np.array([4.0, 1.0, 2.0])
+    out = apply_rules(scores, [2, 1], config, processors=[prefer_the_second])
+    assert seen == [([[2, 1]], [[-INF, 1.0, 2.0]])]
+    assert out.tolist() == [-INF, 5.5, -INF]
+    assert scores.tolist() == [4.0, 1.0, 2.0]
+
+
+def test_a_processor_that_changes_the_shape_is_named():
+    def halve(ids, scores):
+        return scores[:, :2]
+
+    with pytest.raises(GenerationError, match=r"processor halve returned scores of shape \(1, 2\), expected \(1, 4\)"):
+        apply_rules(np.zeros(4), [], GenerationConfig(), processors=[halve])
 
 
 def test_temperature_divides():
@@ -337,11 +223,16 @@ def test_a_rule_never_changes_the_scores_it_is_given():
         bad_words_ids=[[3]],
         suppress_tokens=[4],
         min_new_tokens=2,
+        begin_suppress_tokens=[6],
+        forced_bos_token_id=0,
+        forced_tokens={7: 1},
+        forced_eos_token_id=1,
     )
     assert active_rules(config) == RULES
+    config = config.replace(forced_bos_token_id=None)
     out = apply_rules(scores, history, config, 0, (5,))
     assert np.array_equal(scores, before)
-    assert not {2, 3, 4, 5} & set(kept(out))
+    assert not {2, 3, 4, 5, 6} & set(kept(out))
 
 
 # -- their order ---------------------------------------------------------------------------------------------
@@ -373,6 +264,10 @@ def test_the_rules_apply_in_the_documented_order():
         "bad_words_ids",
         "min_new_tokens",
         "suppress_tokens",
+        "begin_suppress_tokens",
+        "forced_bos_token_id",
+        "forced_tokens",
+        "forced_eos_token_id",
         "temperature",
         "top_k",
         "top_p",
@@ -430,3 +325,65 @@ def test_there_must_be_numbers_and_something_to_choose(scores, words):
         sampling.check_scores(np.array(scores), 3, 7)
     assert words in str(caught.value)
     sampling.check_scores(np.array([0.0, -INF]), 0, 0)
+
+
+# -- several draws, and drafts -------------------------------------------------------------------------------
+
+
+def test_log_softmax_is_the_logarithm_of_softmax_and_survives_large_scores():
+    scores = np.array([1.0, -INF, 700.0, 699.0])
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(log_softmax(scores)[1:], np.log(softmax(scores))[1:], rtol=1e-13)
+    assert log_softmax(scores + 1e6)[1] == -INF
+    assert log_softmax(np.array([5.0])).tolist() == [0.0]
+
+
+def test_the_best_come_in_order_and_of_equal_ones_the_lower_id_first():
+    assert sampling.best(np.array([1.0, 3.0, 2.0, 3.0, -INF]), 3).tolist() == [1, 3, 2]
+    assert sampling.best(np.array([1.0, 3.0]), 9).tolist() == [1, 0]
+
+
+def test_draws_without_putting_back_have_the_distribution_of_one_after_the_other():
+    probabilities = np.array([0.5, 0.25, 0.125, 0.125])
+    grid = (np.arange(200) + 0.5) / 200
+    pairs = {}
+    for first in grid:
+        for second in grid:
+            ids, masses = sampling.draw_several(probabilities, [first, second])
+            pairs[tuple(ids.tolist())] = pairs.get(tuple(ids.tolist()), 0) + 1 / len(grid) ** 2
+            assert masses.tolist() == [1.0, 1.0 - probabilities[ids[0]]]
+    for (one, other), share in pairs.items():
+        assert one != other
+        assert share == pytest.approx(probabilities[one] * probabilities[other] / (1 - probabilities[one]), abs=2e-3)
+    assert len(pairs) == 12
+
+
+def test_where_nothing_is_left_to_draw_the_mass_says_so():
+    ids, masses = sampling.draw_several(np.array([0.0, 1.0, 0.0]), [0.5, 0.5])
+    assert masses.tolist() == [1.0, 0.0]
+    assert ids[0] == 1 and 0 <= ids[1] < 3
+
+
+def test_a_draft_that_is_kept_or_drawn_again_leaves_the_models_own_distribution():
+    # Chi-square over two places of a vocabulary of three: drafts are drawn from q, what comes out is p's.
+    generator = np.random.default_rng(0)
+    p = [np.array([0.6, 0.3, 0.1]), np.array([0.2, 0.2, 0.6])]
+    q = [np.array([0.2, 0.3, 0.5])]
+    counts, kept_drafts, n = np.zeros((3, 3)), 0, 60_000
+    for numbers in generator.random((n, 4)):
+        drafted = draw(q[0], numbers[0])
+        count, token = sampling.verify(p, q, [drafted], [numbers[1]], [numbers[2]], numbers[3])
+        kept_drafts += count
+        first = drafted if count else token
+        counts[first, token if count else draw(p[1], numbers[3])] += 1
+    expected = n * p[0][:, None] * p[1][None]
+    assert ((counts - expected) ** 2 / expected).sum() < 26.1  # chance of more: 0.001 at 8 degrees of freedom
+    assert kept_drafts / n == pytest.approx(np.minimum(p[0], q[0]).sum(), abs=0.01)
+
+
+def test_a_draft_from_the_models_own_distribution_is_always_kept():
+    p = [softmax(np.random.default_rng(i).normal(size=5)) for i in range(3)]
+    assert sampling.verify(p, p[:2], [1, 4], [1 - 2**-53] * 2, [0.0, 0.0], 0.5) == (2, draw(p[2], 0.5))
+    # What could not be drawn by the model is never kept, and never drawn instead.
+    count, token = sampling.verify([np.array([0.0, 1.0]), p[0]], [np.array([0.5, 0.5])], [0], [0.0], [0.9], 0.0)
+    assert (count, token) == (0, 1)

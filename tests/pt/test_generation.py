@@ -131,7 +131,7 @@ def test_only_language_models_generate():
         ({"eos_token_id": 37}, "eos_token_id names token 37, expected ids from 0 to 36"),
         ({"bad_words_ids": [[1, 99]]}, "bad_words_ids names token 99"),
         ({"suppress_tokens": range(37)}, "every token of row 0 is banned at new token 0, .* relax bad_words_ids"),
-        ({"num_beams": 4}, "generation has no setting 'num_beams'"),
+        ({"num_beam": 4}, "generation has no setting 'num_beam'; did you mean 'num_beams'"),
     ],
 )
 def test_impossible_settings_are_refused(settings, match):
@@ -143,7 +143,7 @@ def test_impossible_settings_are_refused(settings, match):
 @pytest.mark.parametrize(
     ("ids", "mask", "match"),
     [
-        ([[1, 2], [3]], None, "input_ids has rows of different lengths.*padding=True"),
+        ([[1, 2], [3]], [[1, 1], [1, 0]], "input_ids has rows of different lengths and attention_mask marks"),
         ([[]], None, "the input is empty"),
         (torch.zeros(0, 4).long(), None, "the input is empty"),
         ([[37]], None, "input_ids holds 37, expected ids from 0 to 36"),
