@@ -5,7 +5,7 @@ which is in no UTF-8; `words` gives its number. If the piece goes on, its number
 are one key of `further`, which gives the number of both together. A number below the size of the vocabulary is the id
 of the token with exactly these bytes. So no two pieces share a number, and nothing is trusted to a hash:
 
-    " international"   →   words[" interna"] = 1234, words["tional\\xff\\xff"] = 50310   →   further[1234, 50310] = 3230
+    " international"   →   words[" interna"] = 50348, words["tional\\xff\\xff"] = 50349   →   further[50348, 50349] = 3230
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TextTables:
     pair_keys: ids that merge, as one key; the rank of a pair is its place.
     merged: the id that each rank makes, with one more at the end that no rank has.
     in_order: whether no merge can follow a later one: then each round may make all merges of the lowest rank, and
-        two encodings of overlapping text may be joined (see docs/decisions/0009).
+        two encodings of overlapping text may be joined (see docs/decisions/0011).
     byte_ids: (256,) the id of each byte.
     byte_classes: (256,) the class of each ASCII byte and barrier.
     class_table: (0x110000,) the class of each code point.

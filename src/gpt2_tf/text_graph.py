@@ -3,7 +3,7 @@
     strings (B,) → one array of bytes → where pieces begin → known pieces looked up → the others cut finer and merged
 
 What letters are, and which pairs merge, are arrays of `gpt2_core.text_tables`. The rules are those of
-`gpt2_core.pretokenize` and `gpt2_core.bpe`, all pieces of all texts at once; why it is so: docs/decisions/0009.
+`gpt2_core.pretokenize` and `gpt2_core.bpe`, all pieces of all texts at once; why it is so: docs/decisions/0011.
 
 Letters: B texts, N bytes, P pieces, K parts of pieces, M tokens. Places and lengths are in bytes, as int64.
 """

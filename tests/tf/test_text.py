@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -420,6 +421,17 @@ def test_what_runs_python_is_not_exported(tmp_path: Path) -> None:
     module.tokenizer = TFGPT2Tokenizer(pad_token_id=0, native=False)
     with pytest.raises(TokenizerError, match="native=True"):
         tf.saved_model.save(module, tmp_path)
+
+
+def test_the_example_on_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[2].joinpath("docs", "tokenizer.md").read_text(encoding="utf-8")
+    section = page.partition("## Inside a TensorFlow graph")[2].partition("\n## ")[0]
+    (code,) = re.findall(r"^```python\n(.*?)^```", section, re.S | re.M)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["texts"].numpy().tolist() == [b"One.\n\nTwo"]
+    assert [batch["input_ids"].shape[0] for batch in names["data"]] == [2, 1]
 
 
 # ---- errors ------------------------------------------------------------------------------------------------------
