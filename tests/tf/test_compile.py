@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def test_a_forward_pass_by_xla_equals_the_plain_one(sizes):
 def test_a_step_of_decoding_by_xla_equals_the_plain_one():
     model = tiny()
     ids = ids_of(model, 2, 7)
-    run = traced(lambda ids, past: tuple(model(ids, past).past) + (model(ids, past).logits,), jit_compile=True)
+    run = traced(lambda ids, past: (*model(ids, past).past, model(ids, past).logits), jit_compile=True)
     past = tuple(model(ids[:, :5]).past)
     for at in (5, 6):
         *past, logits = run(ids[:, at : at + 1], tuple(past))
@@ -129,7 +130,10 @@ def test_a_training_step_with_dropout_and_checkpointing_by_xla_is_finite_and_rep
 # -- memory --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from Linux's /proc")
+STATM = Path("/proc/self/statm")
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="memory is read from Linux's /proc")
 @pytest.mark.parametrize("what", ["eager calls", "traced steps", "generated texts"])
 def test_a_thousand_calls_leave_memory_as_it_was(what):
     model = tiny(vocab_size=5003, n_positions=32)
@@ -153,8 +157,7 @@ def test_a_thousand_calls_leave_memory_as_it_was(what):
 
     def resident():
         gc.collect()
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     for _ in range(times // 10):
         call()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 import zipfile
 
 import h5py
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 
 from gpt2_tf import Perplexity, TFGPT2DoubleHeadsModel, TFGPT2LMHeadModel, TFGPT2Model
-from tf.helpers import MODELS, batch_of, close, equal, filled, ids_of, keras, model_of, same_values, tf, tiny, values
+from tf.helpers import MODELS, batch_of, equal, filled, ids_of, keras, model_of, same_values, tf, tiny, values
 
 
 @pytest.mark.parametrize("cls", MODELS)
@@ -139,24 +137,6 @@ def test_a_keras_file_needs_no_code_to_run_and_holds_nothing_twice(tmp_path):
     with zipfile.ZipFile(tmp_path / "model.keras") as file:
         assert set(file.namelist()) == {"metadata.json", "config.json", "model.weights.h5"}
         assert b"__lambda__" not in file.read("config.json")
-
-
-LOAD = """
-import sys
-import numpy as np
-import gpt2_tf
-import keras
-model = keras.saving.load_model(sys.argv[1])
-np.save(sys.argv[2], model(np.arange(5)[None]).logits.numpy())
-"""
-
-
-def test_another_process_loads_the_file_once_it_has_imported_the_package(tmp_path):
-    model = tiny()
-    model.save(tmp_path / "model.keras")
-    command = [sys.executable, "-c", LOAD, str(tmp_path / "model.keras"), str(tmp_path / "logits.npy")]
-    subprocess.run(command, check=True, timeout=300, capture_output=True)
-    close(np.load(tmp_path / "logits.npy"), model(np.arange(5)[None]).logits, 1e-6)
 
 
 @pytest.mark.parametrize("through", ["deepcopy", "pickle", "clone_model", "from_config"])
