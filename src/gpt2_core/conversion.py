@@ -37,7 +37,7 @@ from gpt2_core.checkpoints.holds import (
     objections,
 )
 from gpt2_core.checkpoints.naming import HEADS, LM_HEAD, PREFIX, Matching, match
-from gpt2_core.checkpoints.tensors import STORAGE, Shape, Tensor, converted, watched
+from gpt2_core.checkpoints.tensors import STORAGE, Shape, Tensor, ahead, converted, watched
 from gpt2_core.checkpoints.tokenizers import HUB_FILES, OPENAI_FILES, gpt2_parts, hub_files, parts_beside
 from gpt2_core.config import GPT2Config
 from gpt2_core.errors import (
@@ -518,7 +518,7 @@ def _stage(plan: Plan) -> Iterator[Path]:
 def _write(plan: Plan, place: Path, on_bytes: Callable[[int], None]) -> list[Path]:
     """Everything that belongs to the result; the names of its files, relative to its folder."""
     folder = place.parent if plan.into_file else place
-    tensors = {name: watched(tensor, on_bytes) for name, tensor in plan.written().items()}
+    tensors = {name: watched(ahead(tensor), on_bytes) for name, tensor in plan.written().items()}
     metadata = plan.source.checkpoint.metadata if _keeps_metadata(plan) and plan.source.checkpoint.metadata else None
     files = [*write_with(
         plan.module, place, tensors, metadata=metadata, max_shard_bytes=plan.max_shard_bytes, about=_about(plan)

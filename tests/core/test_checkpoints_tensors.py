@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gpt2_core.checkpoints import Tensor, widen_bfloat16
-from gpt2_core.checkpoints.tensors import STORAGE, MappedFile, contiguous_pieces, converted, file_tensor, watched
+from gpt2_core.checkpoints import Tensor, tensors, widen_bfloat16
+from gpt2_core.checkpoints.tensors import (
+    STORAGE,
+    MappedFile,
+    ahead,
+    contiguous_pieces,
+    converted,
+    file_tensor,
+    in_background,
+    watched,
+)
 from gpt2_core.errors import CheckpointError, CheckpointFormatError
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -138,3 +149,40 @@ def test_a_bool_in_pieces_is_checked_as_one_in_one_is(tmp_path: Path) -> None:
     with pytest.raises(CheckpointFormatError, match="other than 0 and 1"):
         list(file_tensor(file, "bool", (3,), 0).chunks())
     assert list(widen_bfloat16(np.array([0x3F80], np.uint16))) == [1.0]
+
+
+def test_what_is_made_ahead_is_the_same_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensors, "_WORTH_A_THREAD", 0)
+    big = np.random.default_rng(0).normal(size=(300, 5000)).astype(np.float32)
+    for given in (Tensor.of(big), Tensor("float32", (5000, 300), lambda: big.T), converted(Tensor.of(big), "float16")):
+        made = ahead(given)
+        assert b"".join(made.chunks()) == b"".join(given.chunks()) and np.array_equal(made.raw(), given.raw())
+    assert list(in_background(iter(range(100)))) == list(range(100)) and list(in_background(iter([]))) == []
+
+
+def test_an_error_made_ahead_is_raised_in_its_turn() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise CheckpointError("too large")
+
+    seen = []
+    with pytest.raises(CheckpointError, match="too large"):
+        for item in in_background(items()):
+            seen.append(item)
+    assert seen == [1, 2]
+
+
+def test_who_stops_listening_stops_the_thread() -> None:
+    made = []
+
+    def items() -> Iterator[int]:
+        for number in range(10_000):
+            made.append(number)
+            yield number
+
+    for item in in_background(items()):
+        if item == 3:
+            break
+    assert len(made) < 100
+    assert not [thread for thread in threading.enumerate() if thread.name == "read ahead"]

@@ -164,7 +164,10 @@ def same_numbers(one: Tensor, other: Tensor) -> bool:
         left, right = left.view(kind), right.view(kind)
     left, right = left.reshape(-1), right.reshape(-1)
     pieces = range(0, left.size, _PIECE)
-    return all(np.array_equal(left[at : at + _PIECE], right[at : at + _PIECE]) for at in pieces)
+    same = all(np.array_equal(left[at : at + _PIECE], right[at : at + _PIECE]) for at in pieces)
+    one.release()
+    other.release()
+    return same
 
 
 def _remedy(found: Matching, checkpoint: Checkpoint) -> str:

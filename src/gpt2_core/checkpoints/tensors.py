@@ -9,15 +9,18 @@ bfloat16 has no numpy dtype: `raw` gives its bits as uint16, and `array` widens 
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import queue
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,11 +52,15 @@ MOST_DIMENSIONS = 32
 _MOST_BYTES = 1 << 62
 #: Bytes handed over at a time: what a checksum has just read is still in a core's own cache when it is written.
 _CHUNK = 1 << 20
-#: Bytes put in order at a time, where numbers are stored otherwise: rows of a transposed table are short in the file.
-_SLAB = 1 << 24
+#: Bytes put in order at a time, where numbers are stored otherwise; more for rows so long that only a few would fit,
+#: since each of those has to be gathered from the whole tensor.
+_SLAB, _MOST_SLAB, _FEW_ROWS = 1 << 21, 1 << 25, 64
+_AHEAD = 16  # pieces made before they are asked for
+_WORTH_A_THREAD = 1 << 22  # bytes
 _TILE = (256, 64)  # along and across the numbers that stand beside each other in the file
 
 Shape = tuple[int, ...]
+Item = TypeVar("Item")
 
 
 class Tensor:
@@ -400,6 +407,51 @@ def watched(tensor: Tensor, on_bytes: Callable[[int], None]) -> Tensor:
     return Tensor(tensor.dtype, tensor.shape, load, tensor.release, pieces)
 
 
+def ahead(tensor: Tensor) -> Tensor:
+    """The tensor; while a writer is busy with one piece of it, a thread makes the next ones."""
+    if tensor.nbytes < _WORTH_A_THREAD:
+        return tensor
+
+    def pieces() -> Iterator[NDArray[Any]]:
+        for chunk in in_background(tensor.chunks()):
+            yield np.frombuffer(chunk, np.uint8)
+
+    return Tensor(tensor.dtype, tensor.shape, tensor.view, tensor.release, pieces)
+
+
+def in_background(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, made by a thread that is a few ahead; what it raises is raised here, in its turn."""
+    waiting: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(_AHEAD)
+    given_up = threading.Event()
+
+    def make() -> None:
+        error: BaseException | None = None
+        try:
+            for item in items:
+                waiting.put((item, None))
+                if given_up.is_set():
+                    return
+        except BaseException as cause:  # told to whoever waits for the items, whatever it is
+            error = cause
+        waiting.put((None, error))
+
+    worker = threading.Thread(target=make, name="read ahead", daemon=True)
+    worker.start()
+    try:
+        while True:
+            item, error = waiting.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        given_up.set()
+        while worker.is_alive():
+            with contextlib.suppress(queue.Empty):
+                waiting.get(timeout=0.01)
+
+
 def contiguous_pieces(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
     """The numbers of an array in order, a few megabytes at a time, each piece C-contiguous; copies only if it must."""
     while array.ndim > 1 and array.shape[0] == 1:
@@ -407,7 +459,8 @@ def contiguous_pieces(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
     if array.flags.c_contiguous or array.ndim == 0 or array.size == 0:
         yield in_order(array)
         return
-    rows = max(1, _SLAB // max(1, array[0].nbytes))
+    long = max(1, array[0].nbytes)
+    rows = max(1, _SLAB // long, min(_FEW_ROWS, _MOST_SLAB // long))
     for start in range(0, array.shape[0], rows):
         yield in_order(array[start : start + rows])
 

@@ -29,6 +29,7 @@ _WIDE = 0xFFFFFFFF  # in the place of a number that stands in a zip64 field
 _WIDE_FROM = 0xFFFFFFFF
 _ALIGNMENT = 64  # bytes; numbers in the archive can be used where they stand
 _PADDING_FIELD = 0x4246  # "FB", the extra field that torch pads local headers with
+_WORTH_A_THREAD = 1 << 22  # bytes
 _DATE = (1980 - 1980) << 25 | 1 << 21 | 1 << 16  # the earliest there is: the same content gives the same bytes
 
 
@@ -59,10 +60,7 @@ class Writer:
         padding = -(start + _LOCAL.size + len(raw) + len(zip64) + 4) % _ALIGNMENT
         extra = zip64 + struct.pack("<HH", _PADDING_FIELD, padding) + bytes(padding)
         self._file.write(self._local(0, size, raw, extra))
-        crc = 0
-        for chunk in chunks:
-            crc = zlib.crc32(chunk, crc)
-            self._file.write(chunk)
+        crc = self._copy(chunks) if size < _WORTH_A_THREAD else self._copy_by_two(chunks)
         self._at = start + _LOCAL.size + len(raw) + len(extra) + size
         if self._file.tell() != self._at:
             raise ValueError(f"{name} was to have {size} bytes")
@@ -70,6 +68,25 @@ class Writer:
         self._file.write(self._local(crc, size, raw, extra))
         self._file.seek(self._at)
         self._directory.append(self._central(crc, size, raw, start))
+
+    def _copy(self, chunks: Iterable[memoryview | bytes]) -> int:
+        crc = 0
+        for chunk in chunks:
+            crc = zlib.crc32(chunk, crc)
+            self._file.write(chunk)
+        return crc
+
+    def _copy_by_two(self, chunks: Iterable[memoryview | bytes]) -> int:
+        """One thread writes while another computes the checksum of the same piece; neither holds Python up."""
+        from concurrent.futures import ThreadPoolExecutor  # takes time to import
+
+        crc = 0
+        with ThreadPoolExecutor(1) as worker:
+            for chunk in chunks:
+                coming = worker.submit(zlib.crc32, chunk, crc)
+                self._file.write(chunk)
+                crc = coming.result()
+        return crc
 
     def finish(self) -> None:
         """Write the directory, which ends the archive."""
