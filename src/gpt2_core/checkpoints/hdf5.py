@@ -1,4 +1,4 @@
-"""HDF5 as h5py writes it by default: groups of groups and of plain arrays. The container of tf_model.h5.
+"""HDF5 as h5py writes it by default: groups of groups and of plain arrays. The container of all of Keras's files.
 
     superblock, version 0        96 bytes: signature, sizes, the end of the file, and where the root group stands
     object header, version 1     16 bytes and messages: what a group or an array is, one 8-byte head each
@@ -6,12 +6,16 @@
       of an array                a dataspace (its shape), a datatype, a layout (where its bytes stand, how many)
     tree  TREE, leaves SNOD      the members of a group: where each name and each object header stands, by name
     heap  HEAP                   the names, each ended by a zero
+    global heap  GCOL            the texts of attributes, where h5py was given a str
     the data of each array       contiguous, row by row, little-endian
 
 All addresses count from the start of the file and are 8 bytes wide, as are all lengths.
 
-Source: HDF5 File Format Specification version 3.0, sections II.A, III.A, III.B, III.D, IV.A. h5py asks the library for
-the earliest layout unless told otherwise, so this is what every release of it since 2.0 has written for Keras.
+Keras 3 stores bfloat16 as opaque bytes, two for each number, and says so in the array's attribute `dtype`.
+
+Source: HDF5 File Format Specification version 3.0, sections II.A, III.A, III.B, III.D, III.E, IV.A. h5py asks the
+library for the earliest layout unless told otherwise, so this is what every release of it since 2.0 has written for
+Keras. For bfloat16: saving_lib.py of Keras 3.
 
 Read here, not by the library, because a stranger's file should not be able to end the process: the library is made for
 sound files. What is read is small: everything else that HDF5 has (links to other files and within the file, arrays made
@@ -42,6 +46,10 @@ _ENTRY = struct.Struct("<QQI4x16x")
 _NODE = struct.Struct("<4sBBHQQ")
 _HEAP = struct.Struct("<4sB3xQQQ")
 _LEAF = struct.Struct("<4sBxH")
+_TEXTS = struct.Struct("<4sB3xQ")
+_TEXT = struct.Struct("<HH4xQ")
+_PLACE = struct.Struct("<IQI")
+_SPACES = 2  # how a text of fixed width is filled up
 
 # Types of messages.
 _SPACE, _LINK_INFO, _TYPE, _FILL, _LINK, _FILES, _LAYOUT, _FILTERS = 0x01, 0x02, 0x03, 0x05, 0x06, 0x07, 0x08, 0x0B
@@ -52,6 +60,7 @@ _SHARED = 0x02  # the flag of a message that stands elsewhere
 _MOST_DESCRIPTION = 1 << 24
 _LEAST_READ = 24
 _MOST_NAME = 255
+_MOST_TEXT = 1 << 24
 _MOST_DEPTH = 16
 
 
@@ -111,20 +120,47 @@ class Array:
 
 
 @dataclass(frozen=True)
+class Window:
+    """A file of HDF5 that stands within another one: `size` bytes from `start` on."""
+
+    file: MappedFile
+    start: int
+    size: int
+
+    def bytes(self, offset: int, count: int) -> bytes:
+        """A copy of `count` bytes, fewer at the end of the window."""
+        return self.file.bytes(self.start + offset, min(count, self.size - offset)) if offset < self.size else b""
+
+
+File: TypeAlias = MappedFile | Window
+
+
+@dataclass(frozen=True)
 class Contents:
     """What a file holds: its arrays in the order of their bytes, and the names of each group's attributes."""
 
     arrays: tuple[Array, ...]
     attributes: Mapping[Names, frozenset[str]]
+    _bodies: Mapping[Names, Mapping[str, bytes]] = field(repr=False)
+    _reader: _Reader = field(repr=False)
+
+    def text(self, path: Names, attribute: str, most: int = _MOST_TEXT) -> str | None:
+        """The text of a group's attribute, that of a list put together; None if there is none, or it is no text.
+
+        Raises: CheckpointFormatError for more than `most` bytes, and for damage.
+        """
+        body = self._bodies.get(path, {}).get(attribute)
+        return None if body is None else self._reader.text(path, body, most)
 
 
-def contents(file: MappedFile) -> Contents:
+def contents(file: File) -> Contents:
     """Find every array of a file. Nothing is allocated for their bytes, which are all checked to be in the file.
 
     Raises: UnsafeCheckpointError for anything that leads to another file, CheckpointFormatError for damage and for
     what is not read here; messages start in the middle of a sentence about the file.
     """
-    arrays, attributes = _Reader(file).walk()
+    reader = _Reader(file)
+    arrays, bodies = reader.walk()
     arrays.sort(key=lambda array: (array.offset, array.end))
     reached = _SUPERBLOCK.size
     for array in arrays:
@@ -133,16 +169,31 @@ def contents(file: MappedFile) -> Contents:
         if array.offset < reached:
             raise CheckpointFormatError(f"{_shown(array.path)} at byte {array.offset} overlaps what stands before it")
         reached = array.end
-    return Contents(tuple(arrays), attributes)
+    return Contents(tuple(arrays), {path: frozenset(each) for path, each in bodies.items()}, bodies, reader)
 
 
-def root_attributes(file: MappedFile) -> frozenset[str]:
+def root_attributes(file: File) -> frozenset[str]:
     """The names of the root group's attributes, and nothing else of the file.
 
     Raises: as `contents`.
     """
     reader = _Reader(file)
     return frozenset(reader.object((), reader.root()).attributes)
+
+
+def members(file: File, path: Names = ()) -> frozenset[str]:
+    """The names in one group, and nothing else of the file; none if there is no such group.
+
+    Raises: as `contents`.
+    """
+    reader = _Reader(file)
+    found = reader.object((), reader.root())
+    for depth, name in enumerate(path):
+        within = reader.members(path[:depth], found) if found.is_group else {}
+        if name not in within:
+            return frozenset()
+        found = reader.object(path[: depth + 1], within[name])
+    return frozenset(reader.members(path, found)) if found.is_group else frozenset()
 
 
 @dataclass
@@ -155,13 +206,18 @@ class _Object:
     table: bytes | None = None
     links: list[bytes] = field(default_factory=list)
     link_info: bytes | None = None
-    attributes: set[str] = field(default_factory=set)
+    attributes: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def is_group(self) -> bool:
+        return self.table is not None or self.link_info is not None or bool(self.links)
 
 
 class _Reader:
-    def __init__(self, file: MappedFile) -> None:
+    def __init__(self, file: File) -> None:
         self.file = file
         self.left = _MOST_DESCRIPTION
+        self.heaps: dict[int, dict[int, bytes]] = {}
 
     def take(self, offset: int, count: int, what: str) -> bytes:
         """`count` bytes of the description, counted."""
@@ -175,10 +231,10 @@ class _Reader:
             raise CheckpointFormatError(f"its description takes more than {_MOST_DESCRIPTION} bytes")
         return self.file.bytes(offset, count)
 
-    def walk(self) -> tuple[list[Array], dict[Names, frozenset[str]]]:
+    def walk(self) -> tuple[list[Array], dict[Names, dict[str, bytes]]]:
         """Every array and every group, from the root on; each object may be linked once."""
         arrays: list[Array] = []
-        groups: dict[Names, frozenset[str]] = {}
+        groups: dict[Names, dict[str, bytes]] = {}
         seen: set[int] = set()
         waiting: list[tuple[Names, int]] = [((), self.root())]
         while waiting:
@@ -187,10 +243,10 @@ class _Reader:
                 raise CheckpointFormatError(f"{_shown(path)} is an object that the file links to more than once")
             seen.add(address)
             found = self.object(path, address)
-            if found.table is not None or found.link_info is not None or found.links:
+            if found.is_group:
                 if len(path) >= _MOST_DEPTH:
                     raise CheckpointFormatError(f"its groups are nested more than {_MOST_DEPTH} deep")
-                groups[path] = frozenset(found.attributes)
+                groups[path] = found.attributes
                 waiting += [((*path, name), where) for name, where in self.members(path, found).items()]
             else:
                 arrays.append(self.array(path, found))
@@ -236,7 +292,10 @@ class _Reader:
             elif kind == _LINK_INFO:
                 found.link_info = body
             elif kind == _ATTRIBUTE:
-                found.attributes.add(_attribute_name(path, body))
+                name = _attribute_name(path, body)
+                if name in found.attributes:
+                    raise CheckpointFormatError(f"{_shown(path)} has two attributes called {name[:50]!r}")
+                found.attributes[name] = body
             elif kind == _FILES:
                 raise UnsafeCheckpointError(f"{_shown(path)} keeps its data in other files; nothing was read from them")
             elif kind == _FILTERS:
@@ -353,7 +412,7 @@ class _Reader:
     def array(self, path: Names, found: _Object) -> Array:
         if found.space is None or found.type is None or found.layout is None:
             raise CheckpointFormatError(f"{_shown(path)} is neither a group nor an array")
-        dtype = _dtype(path, found.type)
+        dtype = "bfloat16" if self.is_opaque_bfloat16(path, found) else _dtype(path, found.type)
         shape = check_shape(_sizes(path, found.space), dtype, _shown(path))
         offset, size = _region(path, found.layout)
         expected = prod(shape) * STORAGE[dtype].itemsize
@@ -371,6 +430,66 @@ class _Reader:
                 f"it is truncated or damaged: fetch it again"
             )
         return Array(path, dtype, shape, offset)
+
+    def is_opaque_bfloat16(self, path: Names, found: _Object) -> bool:
+        """Whether an array is bfloat16 as Keras 3 stores it."""
+        body = found.attributes.get("dtype")
+        if body is None or found.type is None or found.type[:1] != b"\x15" or found.type[4:8] != b"\2\0\0\0":
+            return False
+        return self.text(path, body, _MOST_NAME) == "bfloat16"
+
+    # Texts -----------------------------------------------------------------------------------------------------------
+
+    def text(self, path: Names, body: bytes, most: int) -> str | None:
+        """What an attribute says, several texts put together; None if it is no text."""
+        what = f"an attribute of {_shown(path)}"
+        kind, space, data = _attribute_parts(body, what)
+        count, width, padding = prod(_sizes(path, space)), int.from_bytes(kind[4:8], "little"), kind[1] & 0x0F
+        of_any_length = kind[:1] == b"\x19" and padding == 1
+        if not of_any_length and kind[:1] != b"\x13":
+            return None
+        width = _PLACE.size if of_any_length else width
+        if count * max(width, 1) > len(data):
+            raise CheckpointFormatError(f"{what} is cut short; it is damaged")
+        whole = bytearray()
+        for at in range(0, count * width, width or 1):
+            text = data[at : at + width]
+            if of_any_length:
+                whole += self.heap_text(text, what, most - len(whole))
+            else:
+                whole += text.rstrip(b" ") if padding == _SPACES else text.split(b"\0")[0]
+        if len(whole) > most:
+            raise CheckpointFormatError(f"{what} is longer than {most} bytes")
+        return whole.decode("utf-8", "replace")
+
+    def heap_text(self, place: bytes, what: str, most: int) -> bytes:
+        """A text of any length: how long it is, which heap it stands in, and its number there."""
+        length, address, index = _PLACE.unpack(place)
+        if not length:
+            return b""
+        text = self.heap(address).get(index, b"") if length <= most else b""
+        if len(text) < length:
+            raise CheckpointFormatError(f"{what} is longer than {most} bytes, or not where it should be; it is damaged")
+        return text[:length]
+
+    def heap(self, address: int) -> dict[int, bytes]:
+        """The texts of a global heap, by number."""
+        if address not in self.heaps:
+            what, found, at = "a heap of texts", self.heaps.setdefault(address, {}), 0
+            mark, version, size = _TEXTS.unpack(self.take(address, _TEXTS.size, what))
+            if mark != b"GCOL" or version != 1 or size < _TEXTS.size:
+                raise CheckpointFormatError(f"{what} is not where it should be; it is damaged")
+            block = self.take(address + _TEXTS.size, size - _TEXTS.size, what)
+            while at + _TEXT.size <= len(block):
+                index, _, length = _TEXT.unpack_from(block, at)
+                at += _TEXT.size
+                if not index:  # what is free
+                    break
+                if at + length > len(block):
+                    raise CheckpointFormatError(f"{what} holds one that is longer than the heap; it is damaged")
+                found[index] = block[at : at + length]
+                at += length + -length % 8
+        return self.heaps[address]
 
 
 def _dtype(path: Names, body: bytes) -> str:
@@ -407,6 +526,18 @@ def _region(path: Names, body: bytes) -> tuple[int, int]:
         )
     offset, size = _unpack("<QQ", body[2:], what)
     return offset, size
+
+
+def _attribute_parts(body: bytes, what: str) -> tuple[bytes, bytes, bytes]:
+    """The type, the dataspace and the data of an attribute; all of them are filled up to 8 bytes in version 1."""
+    version, flags, *sizes = _unpack("<BBHHH", body, what)
+    if version not in (1, 2, 3) or (version > 1 and flags):
+        raise CheckpointFormatError(f"{what} is of another version, or shares its description")
+    at, parts = 9 if version == 3 else 8, []
+    for size in sizes:
+        parts.append(body[at : at + size])
+        at += size + (-size % 8 if version == 1 else 0)
+    return parts[1].ljust(8, b"\0"), parts[2], body[at:]
 
 
 def _attribute_name(path: Names, body: bytes) -> str:
@@ -463,6 +594,17 @@ def write(file: BinaryIO, arrays: Mapping[Names, Tensor], attributes: Mapping[Na
     The description comes first, then the data in the order of `arrays`; the same input gives the same bytes.
     Raises: CheckpointError for what HDF5 or this module cannot hold; OSError.
     """
+    for piece in pieces(arrays, attributes)[1]:
+        file.write(piece)
+
+
+def pieces(
+    arrays: Mapping[Names, Tensor], attributes: Mapping[Names, Mapping[str, Attribute]]
+) -> tuple[int, Iterator[bytes | memoryview]]:
+    """How many bytes `write` would write, and these bytes in pieces, for a file that stands within another one.
+
+    Raises: CheckpointError for what HDF5 or this module cannot hold.
+    """
     refused = [path for path, tensor in arrays.items() if tensor.dtype not in TYPES]
     if refused:
         raise CheckpointError(
@@ -477,12 +619,17 @@ def write(file: BinaryIO, arrays: Mapping[Names, Tensor], attributes: Mapping[Na
         end += -end % _ALIGNMENT
         places[path] = end
         end += tensor.nbytes
-    file.write(_Image(tree, attributes, places, end).data)
-    at = start
+    return end, _in_order(bytes(_Image(tree, attributes, places, end).data), arrays, places)
+
+
+def _in_order(
+    description: bytes, arrays: Mapping[Names, Tensor], places: Mapping[Names, int]
+) -> Iterator[bytes | memoryview]:
+    yield description
+    at = len(description)
     for path, tensor in arrays.items():
-        file.write(bytes(places[path] - at))
-        for chunk in tensor.chunks():
-            file.write(chunk)
+        yield bytes(places[path] - at)
+        yield from tensor.chunks()
         tensor.release()
         at = places[path] + tensor.nbytes
 

@@ -7,7 +7,8 @@
     )
 
 A row gives our name, the file's name or names, and a pattern where the numbers are laid out otherwise. Our names are
-those of the parameter table without ``transformer.``; ``{layer}`` stands for the number of a block, from 0.
+those of the parameter table without ``transformer.``; ``{layer}`` stands for the number of a block, from 0. Keras
+counts otherwise: ``block{_layer}`` there is block, block_1, block_2.
 
 A pattern names the axes of the tensor here, an arrow, and the axes there. Each axis has a letter; ``(H D)`` is one axis
 made of two, the first the slower; a number is an axis of that length. Where a row has several names there, the first
@@ -35,7 +36,9 @@ from gpt2_core.config import GPT2Config
 from gpt2_core.errors import CheckpointError, CheckpointFormatError
 
 LAYER = "{layer}"
+FURTHER = "{_layer}"
 _MOST_LAYERS = 10_000
+_NUMBER = re.compile("|".join(map(re.escape, (LAYER, FURTHER))))
 _OURS = re.compile(r"h\.(\d{1,9})\.")
 
 Sizes = Mapping[str, int]
@@ -154,7 +157,7 @@ class Names:
     def __init__(self, *rules: Rule) -> None:
         self.rules = rules
         for rule in rules:
-            if any((LAYER in name) != rule.in_block for name in _names(rule)):
+            if any((LAYER in name or FURTHER in name) != rule.in_block for name in _names(rule)):
                 raise CheckpointError(f"{rule} names a block on one side only")
 
     def rows(self, n_layer: int) -> Iterator[Row]:
@@ -173,20 +176,23 @@ class Names:
 
         Raises: CheckpointFormatError for a number beyond all reason.
         """
-        found = [int(match[1]) for name in names for match in [self._block.fullmatch(name)] if match]
-        highest = max(found, default=-1)
+        matches = [match for match in map(self._block.fullmatch, names) if match]
+        highest = max((int(match[match.lastindex]) if match.lastindex else 0 for match in matches), default=-1)
         if highest >= _MOST_LAYERS:
             raise CheckpointFormatError(f"it names block {highest}; expected at most {_MOST_LAYERS}")
         return highest + 1
 
     @cached_property
     def _block(self) -> re.Pattern[str]:
-        """Any name there that holds the number of a block. Every such number is group 1, by a lookahead."""
-        texts = [name for rule in self.rules if rule.in_block for name in _names(rule)]
-        shapes = "|".join(re.escape(text).replace(re.escape(LAYER), r"\d{1,9}") for text in dict.fromkeys(texts))
-        starts = dict.fromkeys(text.partition(LAYER)[0] for text in texts)
-        number = "|".join(re.escape(start) for start in sorted(starts, key=len, reverse=True))
-        return re.compile(rf"(?=(?:{number})(\d{{1,9}}))(?:{shapes})")
+        """Any name there that holds the number of a block. That number is the only group that matches, by a lookahead;
+        none does where the first block has no number.
+        """
+        texts = dict.fromkeys(name for rule in self.rules if rule.in_block for name in _names(rule))
+        shapes = "|".join(_with_numbers(text, r"\d{1,9}") for text in texts)
+        starts = dict.fromkeys(_NUMBER.split(text)[0] + _NUMBER.findall(text)[0] for text in texts)
+        longest = sorted(starts, key=len, reverse=True)
+        number = "|".join(_with_numbers(start, r"(\d{1,9})") for start in longest)
+        return re.compile(rf"(?={number})(?:{shapes})")
 
     def from_file(self, tensors: Mapping[str, Tensor], sizes: Sizes | None = None) -> Renamed:
         """A file's tensors under our names, with ``transformer.``, in our layout; lazily.
@@ -233,13 +239,18 @@ class Names:
         return renamed
 
 
+def _with_numbers(text: str, number: str) -> str:
+    """The pattern of all names that `text` stands for, where `number` is the pattern of a block's."""
+    return re.escape(text).replace(re.escape(LAYER), number).replace(re.escape(FURTHER), f"(?:_{number})?")
+
+
 def _names(rule: Rule) -> tuple[str, ...]:
     return (rule.theirs,) if isinstance(rule.theirs, str) else rule.theirs
 
 
 def _row(rule: Rule, layer: int | None) -> Row:
     def named(text: str) -> str:
-        return text.replace(LAYER, str(layer))
+        return text.replace(LAYER, str(layer)).replace(FURTHER, f"_{layer}" if layer else "")
 
     theirs = tuple(named(name) for name in _names(rule))
     layout = pattern(rule.layout) if rule.layout else None
