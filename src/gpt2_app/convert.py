@@ -17,6 +17,7 @@ from gpt2_core.errors import (
     CheckpointMismatchError,
     Gpt2Error,
     InputError,
+    TokenizerError,
     VerificationError,
     nearest,
 )
@@ -143,6 +144,8 @@ def _codes() -> Iterator[None]:
         raise failures.Failure(error, failures.MISMATCH) from error
     except CannotHoldError as error:
         raise failures.Failure(error, failures.UNWRITABLE) from error
+    except TokenizerError as error:
+        raise failures.Failure(error, failures.UNREADABLE) from error
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,35 @@ def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
 def test_sizes_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="such as 2GB"):
         parse_size(text)
+
+
+def test_a_number_too_large_and_a_tokenizer_that_cannot_be_read_have_their_codes(
+    gpt2: Run, tiny: str, tmp_path: Path
+) -> None:
+    with open_checkpoint(tiny) as opened:
+        values = {name: opened.array(name) for name in opened}
+        save_checkpoint(tmp_path / "big", {**values, "transformer.wpe.weight": np.full((48, 16), 1e6, np.float32)})
+    TINY.save_pretrained(tmp_path / "big")
+    done = gpt2("convert", tmp_path / "big", tmp_path / "out", "--to", "npz", "--dtype", "float16")
+    assert done.exit_code == 5 and "too large for float16" in squeezed(done.stderr)
+    (tmp_path / "big" / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}')
+    done = gpt2("convert", tmp_path / "big", tmp_path / "out", "--to", "llmc")
+    assert done.exit_code == 3 and "--no-tokenizer" in squeezed(done.stderr)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
+def test_a_person_sees_a_bar_in_bytes(tiny: str, tmp_path: Path) -> None:
+    leader, follower = os.openpty()
+    command = [sys.executable, "-m", "gpt2_app", "convert", tiny, str(tmp_path / "out"), "--to", "bin"]
+    done = subprocess.run(
+        command, stdout=subprocess.DEVNULL, stderr=follower, env=environment(TERM="xterm"), check=False, timeout=120
+    )
+    os.close(follower)
+    shown = os.read(leader, 1 << 16).decode()
+    os.close(leader)
+    assert done.returncode == 0
+    assert "write" in shown and "verify" in shown and "3.2/3.2 MB" in shown, shown
 
 
 def test_every_format_there_is_stands_in_the_help(gpt2: Run) -> None:

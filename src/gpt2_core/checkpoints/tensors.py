@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2_core.errors import CheckpointError, CheckpointFormatError, nearest
+from gpt2_core.errors import CannotHoldError, CheckpointError, CheckpointFormatError, nearest
 
 if TYPE_CHECKING:
     from gpt2_core.tokenizer_files import TokenizerParts
@@ -340,7 +340,7 @@ class MappedFile:
 def converted(tensor: Tensor, dtype: str) -> Tensor:
     """The tensor in another float format, rounded to nearest, ties to even; lazily, a piece at a time for writers.
 
-    Fetching raises CheckpointError where a finite number is too large for `dtype`.
+    Fetching raises CannotHoldError where a finite number is too large for `dtype`.
     """
     if tensor.dtype == dtype:
         return tensor
@@ -375,7 +375,7 @@ def _cast(bits: NDArray[Any], given: str, wanted: str) -> NDArray[Any]:
     if infinite.any():
         lost = infinite & np.isfinite(floats)
         if lost.any():
-            raise CheckpointError(
+            raise CannotHoldError(
                 f"{np.count_nonzero(lost)} numbers are too large for {wanted}, {floats[lost][0]} is the first; "
                 f"choose bfloat16 or float32"
             )
