@@ -56,6 +56,7 @@ from gpt2_core.checkpoints.keras_files import (
     of_sound_weights,
     open_weights,
     policy,
+    renamed,
     small_file,
     weights_in,
     whole_model,
@@ -315,21 +316,28 @@ def _checkpoint(
     state = {name: STATE_OF_OPTIMIZER for name in weights.tensors if name.startswith(OPTIMIZER)}
     there = {name: tensor for name, tensor in weights.tensors.items() if name not in state}
     bare = not any(name.startswith(_BODY) for name in there) and any(name.startswith("h/") for name in there)
-    rows = {_row_name(name, weights, model, bare): name for name in there}
-    found = NAMES.from_file({row: there[name] for row, name in rows.items()})
-    known = {name: name.removeprefix(PREFIX) if bare else name for name in found.names_in_file}
+    paths = {_row_name(name, weights, model, bare): name for name in there}
+    tensors, rows = renamed(NAMES, {row: there[path] for row, path in paths.items()})
+    shown = {name: _shown(name, rows, paths, bare) for name in tensors}
     return Checkpoint(
-        {known.get(name) or f"/{rows[name]}": tensor for name, tensor in found.tensors.items()},
+        {shown[name]: tensor for name, tensor in tensors.items()},
         format=NAME,
         path=path,
         files=weights.files,
         close=weights.close,
         config=config,
-        head=_head(there, found.names_in_file, model, bare),
-        names_in_file={shown: rows[found.names_in_file[name]] for name, shown in known.items()},
+        head=_head(there, rows, model, bare),
+        names_in_file={shown[name]: paths[row] for name, row in rows.items()},
         ignored={**ignored, **state},
         notes=tuple(_notes(model)),
     )
+
+
+def _shown(name: str, rows: Mapping[str, str], paths: Mapping[str, str], bare: bool) -> str:
+    """Our name of a tensor, without ``transformer.`` in the bare model; or its path, of what is in no row."""
+    if name not in rows:
+        return "/" + paths[name.removeprefix("/")]
+    return name.removeprefix(PREFIX) if bare else name
 
 
 def _check_layers(config: Mapping[str, Any], count: int, path: Path) -> None:
@@ -341,7 +349,7 @@ def _check_layers(config: Mapping[str, Any], count: int, path: Path) -> None:
 def _row_name(name: str, weights: Weights, model: Described | None, bare: bool) -> str:
     """The name in the table of the variable at a path, or one that is not in the table."""
     if name.startswith(_LINEAR + "["):
-        return "/" + name
+        return "?" + name
     if name.startswith(_LINEAR + "/"):
         called = weights.name_of(_LINEAR) if model is None else _LINEARS.get(CLASSES[model.name])
         return f"{_LINEAR}[{called}]{name.removeprefix(_LINEAR)}"

@@ -25,6 +25,7 @@ from typing import Any
 from gpt2_core.checkpoints import hdf5
 from gpt2_core.checkpoints.holds import About, Holds, objections
 from gpt2_core.checkpoints.naming import PREFIX
+from gpt2_core.checkpoints.renaming import Names
 from gpt2_core.checkpoints.sharding import split, unique_keys
 from gpt2_core.checkpoints.tensors import MappedFile, Tensor, file_tensor
 from gpt2_core.errors import (
@@ -263,6 +264,19 @@ def _disagreements(wanted: Mapping[str, set[str]], opened: Mapping[str, Weights]
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
     return ", ".join(name[:200] for name in names[:_MOST_LISTED]) + more
+
+
+def renamed(names: Names, there: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by our names, those without a row of the table by their paths with a / in front; and our names -> theirs.
+
+    So no path, whatever it is, can be taken for a name of ours.
+    """
+    rows = {name for row in names.rows(names.layers_in(there)) for name in row.theirs}
+    found = names.from_file({name: tensor for name, tensor in there.items() if name in rows})
+    others = {name: tensor for name, tensor in there.items() if name not in rows}
+    others |= {name: tensor for name, tensor in found.tensors.items() if name not in found.names_in_file}
+    ours = {name: found.tensors[name] for name in found.names_in_file}
+    return ours | {f"/{name}": tensor for name, tensor in others.items()}, found.names_in_file
 
 
 # Writing --------------------------------------------------------------------------------------------------------------

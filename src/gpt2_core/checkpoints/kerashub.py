@@ -49,6 +49,7 @@ from gpt2_core.checkpoints.keras_files import (
     json_object,
     open_weights,
     policy,
+    renamed,
     shard_pattern,
     small_file,
     whole_model,
@@ -191,12 +192,9 @@ def read(path: str | Path, *, writable: bool = False) -> Checkpoint:
     weights = open_weights(path, writable=writable)
     with closing_if_it_fails(weights.close):
         config = _config(backbone, head, len(weights.tensors), folder)
-        found_names = NAMES.from_file(weights.tensors)
+        tensors, names_in_file = renamed(NAMES, weights.tensors)
     return Checkpoint(
-        {
-            name if name in found_names.names_in_file else f"/{name}": tensor
-            for name, tensor in found_names.tensors.items()
-        },
+        tensors,
         format=NAME,
         path=path,
         files=weights.files,
@@ -204,7 +202,7 @@ def read(path: str | Path, *, writable: bool = False) -> Checkpoint:
         config=config,
         head=head.value,
         tokenizer=_tokenizer(folder) if (folder.joinpath(*ASSETS) / VOCABULARY).exists() else None,
-        names_in_file=found_names.names_in_file,
+        names_in_file=names_in_file,
         notes=tuple(_notes(backbone, task)),
     )
 
