@@ -245,8 +245,8 @@ def _check_assistant(model: Any, assistant: Any, plan: Plan) -> None:
     family = next(cls for cls in type(model).__mro__ if "generate" in vars(cls))
     if not issubclass(type(assistant), family):
         raise GenerationError(
-            f"assistant_model is a {type(assistant).__name__}, expected a language model of the same framework as "
-            f"{type(model).__name__}"
+            f"assistant_model is a {type(assistant).__name__}, expected a language model of the same framework as this "
+            "one; load it with from_pretrained"
         )
     for name in ("num_beams", "penalty_alpha", "prompt_lookup_num_tokens", "output_scores", "sliding_window"):
         if getattr(chosen, name) != DEFAULTS[name]:

@@ -78,11 +78,10 @@ class ReferenceEngine(Engine):
         rows = []
         for row, logits in enumerate(self.logits[:, -1]):
             own = sampling.log_softmax(logits)
-            scores = self._rules(own if normalise_first else logits, moment, row)
-            if not normalise_first:
-                scores = sampling.log_softmax(scores)
+            ruled = self._rules(own if normalise_first else logits, moment, row)
+            scores = ruled if normalise_first else sampling.log_softmax(ruled)
             ids = sampling.best(scores, k)
-            rows.append((_marked(ids, _problem(logits, scores)), scores[ids], own[ids]))
+            rows.append((_marked(ids, _problem(logits, ruled)), scores[ids], own[ids]))
         return Candidates(*(np.stack(part) for part in zip(*rows, strict=True)))
 
     def drawn(self, moment: Moment, uniforms: Numbers) -> Candidates:

@@ -361,6 +361,8 @@ def softmax(scores: Scores) -> Scores:
 def log_softmax(scores: Scores) -> Scores:
     """Log-probabilities (V,) of scores (V,); -inf stays -inf."""
     highest = scores.max()
+    if np.isneginf(highest):
+        return scores.copy()
     out: Scores = scores - (highest + np.log(np.exp(scores - highest).sum()))
     return out
 

@@ -187,7 +187,7 @@ class ModelEngine(Engine):
                 logits = self.logits[:, i]
                 self.scores = self._rules(logits, moment)
                 token = sampling.choose(self.scores, None if numbers is None else numbers[:, i])
-                new.append(_marked(token, logits, self.scores))
+                new.append(_marked(token, _marks(logits, self.scores)))
             out: Ids = torch.stack(new, dim=1).cpu().numpy()
             return out
 
@@ -196,11 +196,9 @@ class ModelEngine(Engine):
         with self._inferring():
             logits = self.logits[:, -1]
             own = sampling.log_softmax(logits)
-            scores = self._rules(own if normalise_first else logits, moment)
-            if not normalise_first:
-                scores = sampling.log_softmax(scores)
-            ids = sampling.best(scores, k)
-            return self._found(ids, logits, scores, own)
+            ruled = self._rules(own if normalise_first else logits, moment)
+            scores = ruled if normalise_first else sampling.log_softmax(ruled)
+            return self._found(sampling.best(scores, k), _marks(logits, ruled), scores, own)
 
     def drawn(self, moment: Moment, uniforms: Numbers) -> Candidates:
         """See `Engine.drawn`."""
@@ -209,10 +207,10 @@ class ModelEngine(Engine):
             own = sampling.log_softmax(logits)
             scores = self._rules(own, moment)
             ids, masses = sampling.draw_several(sampling.softmax(scores), self._put(uniforms))
-            return self._found(ids, logits, scores, own, masses, scores.logsumexp(-1))
+            return self._found(ids, _marks(logits, scores), scores, own, masses, scores.logsumexp(-1))
 
-    def _found(self, ids: Tensor, logits: Tensor, scores: Tensor, own: Tensor, *more: Tensor) -> Candidates:
-        marked = torch.cat((_marked(ids[:, 0], logits, scores).unsqueeze(1), ids[:, 1:]), dim=1)
+    def _found(self, ids: Tensor, marks: Tensor, scores: Tensor, own: Tensor, *more: Tensor) -> Candidates:
+        marked = torch.cat((_marked(ids[:, 0], marks).unsqueeze(1), ids[:, 1:]), dim=1)
         return Candidates(*(part.cpu().numpy() for part in (marked, scores.gather(1, ids), own.gather(1, ids), *more)))
 
     def draft(self, moment: Moment, uniforms: Numbers) -> Ids:
@@ -222,7 +220,7 @@ class ModelEngine(Engine):
             scores = self._rules(logits, moment)
             self.drafted.append(sampling.softmax(scores))
             token = sampling.draw(self.drafted[-1], self._put(uniforms))
-            out: Ids = _marked(token, logits, scores).cpu().numpy()
+            out: Ids = _marked(token, _marks(logits, scores)).cpu().numpy()
             return out
 
     def verify(
@@ -235,7 +233,7 @@ class ModelEngine(Engine):
             q = torch.stack([each.to(p.device) for each in by.drafted[: len(moments) - 1]], dim=1)
             counts, tokens = sampling.verify(p, q, *map(self._put, (drafted, accept, redraws, draws)))
             row = torch.arange(len(counts), device=self.device)
-            tokens = _marked(tokens, self.logits[row, counts], torch.stack(scores, dim=1)[row, counts])
+            tokens = _marked(tokens, _marks(self.logits[row, counts], torch.stack(scores, dim=1)[row, counts]))
             out = torch.stack((counts, tokens)).cpu().numpy()
             return out[0], out[1]
 
@@ -258,12 +256,16 @@ class ModelEngine(Engine):
         return self._put(array)
 
 
-def _marked(tokens: Tensor, logits: Tensor, scores: Tensor) -> Tensor:
-    """Tokens (R,), negative in rows where nothing can be chosen."""
+def _marks(logits: Tensor, scores: Tensor) -> Tensor:
+    """What keeps each row from a choice, (R,): 0 nothing, else negative."""
     # Rules may turn nan into -inf, so the logits are looked at too.
-    numbers, banned = sampling.problem(logits) == 1, sampling.problem(scores)
-    tokens = torch.where(banned == 2, ALL_BANNED, tokens)
-    return torch.where(numbers | (banned == 1), NOT_NUMBERS, tokens)
+    numbers, found = sampling.problem(logits) == 1, sampling.problem(scores)
+    return torch.where(numbers | (found == 1), NOT_NUMBERS, torch.where(found == 2, ALL_BANNED, 0))
+
+
+def _marked(tokens: Tensor, marks: Tensor) -> Tensor:
+    """Tokens (R,), or what kept them from being chosen."""
+    return torch.where(marks < 0, marks, tokens)
 
 
 def _one_or_each(made: Ids) -> Any:

@@ -177,7 +177,7 @@ class ModelEngine(Engine):
             logits = self.logits[:, i]
             self.scores = self._rules(logits, moment)
             token = sampling.choose(self.scores, None if numbers is None else numbers[:, i])
-            new.append(_marked(token, logits, self.scores))
+            new.append(_marked(token, _marks(logits, self.scores)))
         out: Ids = tf.stack(new, axis=1).numpy()
         return out
 
@@ -185,11 +185,9 @@ class ModelEngine(Engine):
         """See `Engine.candidates`."""
         logits = self.logits[:, -1]
         own = sampling.log_softmax(logits)
-        scores = self._rules(own if normalise_first else logits, moment)
-        if not normalise_first:
-            scores = sampling.log_softmax(scores)
-        ids = sampling.best(scores, k)
-        return self._found(ids, logits, scores, own)
+        ruled = self._rules(own if normalise_first else logits, moment)
+        scores = ruled if normalise_first else sampling.log_softmax(ruled)
+        return self._found(sampling.best(scores, k), _marks(logits, ruled), scores, own)
 
     def drawn(self, moment: Moment, uniforms: Numbers) -> Candidates:
         """See `Engine.drawn`."""
@@ -197,10 +195,10 @@ class ModelEngine(Engine):
         own = sampling.log_softmax(logits)
         scores = self._rules(own, moment)
         ids, masses = sampling.draw_several(sampling.softmax(scores), tf.constant(uniforms))
-        return self._found(ids, logits, scores, own, masses, tf.reduce_logsumexp(scores, axis=-1))
+        return self._found(ids, _marks(logits, scores), scores, own, masses, tf.reduce_logsumexp(scores, axis=-1))
 
-    def _found(self, ids: Tensor, logits: Tensor, scores: Tensor, own: Tensor, *more: Tensor) -> Candidates:
-        marked = tf.concat((_marked(ids[:, 0], logits, scores)[:, None], ids[:, 1:]), axis=1)
+    def _found(self, ids: Tensor, marks: Tensor, scores: Tensor, own: Tensor, *more: Tensor) -> Candidates:
+        marked = tf.concat((_marked(ids[:, 0], marks)[:, None], ids[:, 1:]), axis=1)
         scored, likely = (tf.gather(each, ids, batch_dims=1) for each in (scores, own))
         return Candidates(*(part.numpy() for part in (marked, scored, likely, *more)))
 
@@ -210,7 +208,7 @@ class ModelEngine(Engine):
         scores = self._rules(logits, moment)
         self.drafted.append(sampling.softmax(scores))
         token = sampling.draw(self.drafted[-1], tf.constant(uniforms))
-        out: Ids = _marked(token, logits, scores).numpy()
+        out: Ids = _marked(token, _marks(logits, scores)).numpy()
         return out
 
     def verify(
@@ -222,7 +220,7 @@ class ModelEngine(Engine):
         q = tf.stack(by.drafted[: len(moments) - 1], axis=1)
         counts, tokens = sampling.verify(p, q, *map(tf.constant, (drafted, accept, redraws, draws)))
         logits, after = (tf.gather(each, counts, batch_dims=1) for each in (self.logits, tf.stack(scores, axis=1)))
-        out = tf.stack((counts, _marked(tokens, logits, after))).numpy()
+        out = tf.stack((counts, _marked(tokens, _marks(logits, after)))).numpy()
         return out[0], out[1]
 
     def log_probs(self, tokens: Ids) -> Numbers:
@@ -242,12 +240,16 @@ class ModelEngine(Engine):
         return tf.constant(array)
 
 
-def _marked(tokens: Tensor, logits: Tensor, scores: Tensor) -> Tensor:
-    """Tokens (R,), negative in rows where nothing can be chosen."""
+def _marks(logits: Tensor, scores: Tensor) -> Tensor:
+    """What keeps each row from a choice, (R,): 0 nothing, else negative."""
     # Rules may turn nan into -inf, so the logits are looked at too.
-    numbers, banned = sampling.problem(logits) == 1, sampling.problem(scores)
-    tokens = tf.where(banned == 2, tf.constant(ALL_BANNED, tf.int64), tokens)
-    return tf.where(numbers | (banned == 1), tf.constant(NOT_NUMBERS, tf.int64), tokens)
+    numbers, found = sampling.problem(logits) == 1, sampling.problem(scores)
+    return tf.cast(tf.where(numbers | (found == 1), NOT_NUMBERS, tf.where(found == 2, ALL_BANNED, 0)), tf.int64)
+
+
+def _marked(tokens: Tensor, marks: Tensor) -> Tensor:
+    """Tokens (R,), or what kept them from being chosen."""
+    return tf.where(marks < 0, marks, tokens)
 
 
 def _one_or_each(made: Ids) -> Any:
