@@ -64,11 +64,14 @@ def test_decoding_is_traced_twice_and_never_again():
 
 
 def test_generating_traces_a_step_of_each_kind_and_never_again():
+    def traces():
+        return sum(each.experimental_get_tracing_count() for each in model._passes)
+
     model = tiny(n_positions=64)
     ids = ids_of(model, 2, 5)
     for prompt in (ids, ids[:, :3], ids[:1], ids_of(model, 4, 9)):
         model.generate(prompt, max_new_tokens=12, eos_token_id=())
-    count = sum(each.experimental_get_tracing_count() for each in model._passes)
+    count = traces()
     for prompt in (ids_of(model, 3, 7), ids_of(model, 2, 20)):
         model.generate(prompt, max_new_tokens=9, eos_token_id=(), do_sample=True, num_return_sequences=2)
     assert (
