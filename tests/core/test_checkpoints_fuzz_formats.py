@@ -27,7 +27,7 @@ hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import given, settings  # noqa: E402 (after importorskip)
 from hypothesis import strategies as st  # noqa: E402
 
-bounded = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+bounded = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 CONFIG = GPT2Config(
     vocab_size=257, n_positions=4, n_embd=32, n_layer=1, n_head=2, bos_token_id=256, eos_token_id=256, num_labels=3
 )
