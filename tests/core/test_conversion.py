@@ -668,3 +668,8 @@ def test_converting_holds_a_few_tensors_not_all(tmp_path: Path, format: str) -> 
         config.save_pretrained(folder)
         peaks.append(int(subprocess.check_output([sys.executable, "-c", PEAK, folder, tmp_path / "out", format])))
     assert (peaks[1] - peaks[0]) / 1024 < 60, f"{format} held {(peaks[1] - peaks[0]) / 1024:.0f} MB of 117"
+
+
+def test_the_page_on_formats_has_every_format() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "formats.md").read_text()
+    assert [name for name in FORMATS if f"\n| `{name}` | " not in page] == []
