@@ -22,6 +22,9 @@ BESIDE, INSIDE, OWN, NOWHERE = "beside", "inside", "own", "nowhere"
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 ALL_HEADS = frozenset(Head)
 
+#: Extra keys of a config.json that describe its file rather than the model: no loss where the file is another.
+_OF_THE_FILE = frozenset({"architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path"})
+
 #: Bytes and the numbers they hold, of number formats that are no dtype: GGUF's Q8_0 is 32 int8 and a float16 scale.
 QUANTIZED_BYTES: Mapping[str, tuple[int, int]] = MappingProxyType({"q8_0": (34, 32)})
 
@@ -121,4 +124,5 @@ def lost(holds: Holds, config: GPT2Config) -> dict[str, Any]:
     kept = holds.config_keys if holds.config == INSIDE else frozenset()
     gone = [key for key in FIELDS if key not in kept and key != "extra" and key not in holds.fixed]
     values = {key: effective(config, key) for key in gone if effective(config, key) != effective(plain, key)}
-    return values | ({} if "extra" in kept else dict(config.extra))
+    extra = {} if "extra" in kept else {key: value for key, value in config.extra.items() if key not in _OF_THE_FILE}
+    return values | extra
