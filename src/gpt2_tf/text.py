@@ -108,12 +108,12 @@ class TFGPT2Tokenizer(keras.layers.Layer):  # type: ignore[misc]
                 f"that shape first: tf.reshape(texts, [-1])"
             )
         try:
-            batch = self._traced(tf.reshape(texts, [-1]))
+            batch = self._traced(texts if rank else texts[None])
         except tf.errors.InvalidArgumentError as cause:
             self._explain(texts, cause)
         if rank == 0:
             return {name: rows[0] for name, rows in batch.items()}
-        if self.padding and texts.shape[0] is not None:
+        if self.padding and tf.is_symbolic_tensor(texts) and texts.shape[0] is not None:
             return {name: tf.ensure_shape(rows, [texts.shape[0], self._width]) for name, rows in batch.items()}
         return dict(batch)
 

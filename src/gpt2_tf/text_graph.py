@@ -125,7 +125,7 @@ class GraphTokenizer(tf.Module):  # type: ignore[misc]
                 ids = tf.cast(ids, tf.int32)
             return tf.strings.regex_replace(texts, self.pattern, _FOUND), ids
 
-        with_marks, ids = tf.cond(self._may_have_added(texts), find, lambda: (texts, nothing))
+        with_marks, ids = tf.cond(self._may_have_added(texts), lambda: _apart(find), lambda: (texts, nothing))
         return with_marks, ids
 
     def _may_have_added(self, texts: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class GraphTokenizer(tf.Module):  # type: ignore[misc]
         classes = tf.gather(self.byte_classes, tf.cast(data, tf.int32))
         return tf.cond(
             tf.reduce_any((data >= 0x80) & (data < BEYOND)),
-            lambda: self._wide_piece_starts(data, classes),
+            lambda: _apart(lambda: self._wide_piece_starts(data, classes)),
             lambda: tf.where(_begins(data, classes))[:, 0],
         )
 
@@ -221,7 +221,11 @@ class GraphTokenizer(tf.Module):  # type: ignore[misc]
         rows = _replaced(
             rows, short, lambda: self._merge_short(words, tf.gather(starts, short), tf.gather(lengths, short))
         )
-        return _replaced(rows, long, lambda: self._merge_long(data, tf.gather(starts, long), tf.gather(lengths, long)))
+        return _replaced(
+            rows,
+            long,
+            lambda: Rows(*_apart(lambda: self._merge_long(data, tf.gather(starts, long), tf.gather(lengths, long)))),
+        )
 
     # ---- merging -------------------------------------------------------------------------------------------------
 
@@ -337,6 +341,14 @@ def _lookup(keys: Any, values: Any, default: int) -> Any:
     return tf.lookup.StaticHashTable(initializer, default)
 
 
+def _apart(make: Callable[[], Any]) -> Any:
+    """What `make` gives, made in a function of its own, which TensorFlow does not unfold into the graph around it.
+
+    For branches that are seldom taken: unfolded, each of their operations costs time also when it is not needed.
+    """
+    return tf.function(make, autograph=False, experimental_attributes={"_noinline": True})()
+
+
 def _literal(content: str) -> str:
     """A regular expression of RE2 for this very text."""
     return "".join(char if char.isascii() and char.isalnum() else f"\\x{{{ord(char):x}}}" for char in content)
@@ -360,7 +372,7 @@ def _repaired(texts: Tensor) -> Tensor:
     """
     data = _bytes(tf.strings.join([tf.strings.reduce_join(texts, separator="\n"), "\n" * 4]))
     return tf.cond(
-        tf.cond(tf.reduce_any(data >= 0x80), lambda: _is_utf8(data), lambda: tf.constant(True)),
+        tf.cond(tf.reduce_any(data >= 0x80), lambda: _apart(lambda: _is_utf8(data)), lambda: tf.constant(True)),
         lambda: texts,
         lambda: tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace"),
     )
