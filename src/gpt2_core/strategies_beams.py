@@ -141,7 +141,9 @@ class BeamSearch:
             others = chosen.setdefault(pool.prompt, Counter())
             made = len(pool.live[0].ids)
             pool.live, ended = self._sorted_out(pool, self._offers(pool, found, others))
-            others.update(beam.ids[-1] for beam in pool.live)
+            # A token counts as chosen where the text would go on with it, also if its length ends it here.
+            going = [beam.ids for beam in pool.live] + [text.ids for text in ended if text.finish == LENGTH]
+            others.update(ids[-1] for ids in going)
             self._settle(pool, ended)
             if not pool.live and not pool.done:
                 raise all_banned(pool.prompt, made)

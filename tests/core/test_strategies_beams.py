@@ -85,7 +85,7 @@ def twin(model, prompt, n, size, eos, *, groups=1, diversity=0.0, penalty=1.0, e
             done[g] += [(new, score / len(new) ** penalty) for new, score in ended]
             done[g] = sorted(done[g], key=lambda text: -text[1])[:each]
             live[g] = [offer for offer, end in zip(offers, ends, strict=True) if not end][:each]
-            taken.update(new[-1] for new, _ in live[g])
+            taken.update(new[-1] for new, _ in live[g] or offers[:each] if new[-1] not in eos)
             if not live[g]:
                 open_[g] = False
             elif len(done[g]) == each:

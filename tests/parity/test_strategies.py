@@ -82,7 +82,7 @@ def test_assistants_of_the_same_framework_help(framework, pair, settings):
     equal(got, ours.generate(PROMPTS, assistant_model=small, **settings))
     if not settings.get("do_sample"):
         alone = {name: value for name, value in settings.items() if name != "num_assistant_tokens"}
-        equal(got, model.generate(PROMPTS, **alone))
+        equal(got, ours.generate(PROMPTS, **alone))
 
 
 def test_scores_of_each_step_come_on_request(pair):

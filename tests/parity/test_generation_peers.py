@@ -1,0 +1,129 @@
+"""Searches against someone else's: transformers 5 here and now, and what 4.45 wrote with those that 5 no longer has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt2_core.generation import generate
+from gpt2_core.reference import ReferenceModel
+from models import ordinary_parameters, padded_mask, random_ids, small_config
+
+OLDER = json.loads((Path(__file__).parent.parent / "peers" / "generation" / "searches.json").read_text("utf-8"))
+#: Scores in beams: theirs are float32.
+SCORES = 1e-4
+
+
+def older(kind):
+    return [pytest.param(case, id=f"{case['seed']}-{case['settings']}") for case in OLDER[kind]]
+
+
+def model_of(seed):
+    config = small_config(n_positions=40)
+    return ReferenceModel(config, ordinary_parameters(config, "lm", seed))
+
+
+@pytest.mark.parametrize("case", older("groups"))
+def test_groups_of_beams_are_those_of_transformers_4_45(case):
+    settings = case["settings"] | ({"eos_token_id": ()} if case["settings"]["eos_token_id"] is None else {})
+    out = generate(
+        model_of(case["seed"]), case["ids"], max_new_tokens=9, pad_token_id=0, return_dict=True,
+        num_return_sequences=settings["num_beams"], **settings,
+    )  # fmt: skip
+    assert out.sequences.tolist() == case["sequences"]
+    np.testing.assert_allclose(out.sequences_scores, case["scores"], atol=SCORES)
+
+
+@pytest.mark.parametrize("case", older("contrastive"))
+def test_contrastive_search_is_that_of_transformers_4_45(case):
+    settings = case["settings"] | ({"eos_token_id": ()} if case["settings"]["eos_token_id"] is None else {})
+    out = generate(model_of(case["seed"]), case["ids"], max_new_tokens=9, pad_token_id=0, **settings)
+    assert out.tolist() == case["sequences"]
+
+
+# -- transformers 5 ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def theirs(framework):
+    """Models of one seed: ours, theirs."""
+    transformers = pytest.importorskip("transformers", minversion="5.0")
+    torch = pytest.importorskip("torch")
+    transformers.logging.set_verbosity_error()
+    made = {}
+
+    def pair(seed):
+        if seed not in made:
+            config = small_config(n_positions=40)
+            values = ordinary_parameters(config, "lm", seed)
+            settings = {key: value for key, value in config.to_dict().items() if key not in ("n_ctx", "pruned_heads")}
+            model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings)).double().eval()
+            state = {name: torch.from_numpy(value) for name, value in values.items()}
+            model.load_state_dict(state | {"lm_head.weight": state["transformer.wte.weight"]})
+            made[seed] = framework.build(config, "lm", values), model
+        return made[seed]
+
+    def run(seed, ids, mask, **settings):
+        ours, model = pair(seed)
+        settings = {"max_new_tokens": 10, "pad_token_id": 36} | settings
+        mine = ours.generate(ids, mask, return_dict=True, **settings)
+        eos = settings.pop("eos_token_id", None)
+        if eos != ():
+            settings["eos_token_id"] = eos
+        else:
+            model.generation_config.eos_token_id = None
+        out = model.generate(
+            torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), return_dict_in_generate=True,
+            output_scores=True, do_sample=False, **settings,
+        )  # fmt: skip
+        return mine, out
+
+    return run
+
+
+BEAMS = [
+    {},
+    {"length_penalty": 0.0, "early_stopping": "never"},
+    {"length_penalty": 2.0},
+    {"length_penalty": -1.0, "early_stopping": True},
+    {"early_stopping": "never", "length_penalty": 1.5},
+    {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "min_new_tokens": 4},
+    {"suppress_tokens": [3, 4], "bad_words_ids": [[7], [8, 9]], "forced_eos_token_id": 6},
+]
+
+
+@pytest.mark.parametrize("eos", [(), 5, [1, 5, 9]], ids=str)
+@pytest.mark.parametrize("rules", [{}, {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3}], ids=["plain", "rules"])
+def test_greedy_texts_are_those_of_transformers_5(theirs, rules, eos):
+    for seed in range(3):
+        ids, mask = random_ids(small_config(), 4, 6, seed=seed), padded_mask(4, 6, seed=seed)
+        ids[mask == 0] = 0
+        if rules:
+            mask[:] = 1  # their rules read the padding as text
+        mine, out = theirs(seed, ids, mask, eos_token_id=eos, **rules)
+        assert np.asarray(mine.sequences).tolist() == out.sequences.tolist()
+
+
+@pytest.mark.parametrize("settings", BEAMS, ids=str)
+@pytest.mark.parametrize("size", [2, 5])
+def test_beams_are_those_of_transformers_5(theirs, size, settings):
+    for seed in range(2):
+        ids, mask = random_ids(small_config(), 3, 6, seed=seed), np.ones((3, 6), np.int64)
+        mine, out = theirs(
+            seed, ids, mask, num_beams=size, num_return_sequences=size, eos_token_id=[1, 5, 9], **settings
+        )
+        width = min(mine.sequences.shape[1], out.sequences.shape[1])
+        assert np.asarray(mine.sequences)[:, :width].tolist() == out.sequences[:, :width].tolist()
+        assert (np.asarray(mine.sequences)[:, width:] == 36).all() and (out.sequences[:, width:] == 36).all()
+        np.testing.assert_allclose(np.asarray(mine.sequences_scores), out.sequences_scores.numpy(), atol=SCORES)
+
+
+def test_beams_of_padded_prompts_are_those_of_transformers_5(theirs):
+    ids, mask = random_ids(small_config(), 4, 6), padded_mask(4, 6)
+    ids[mask == 0] = 0
+    for eos in ((), [5, 9]):
+        mine, out = theirs(1, ids, mask, num_beams=3, eos_token_id=eos)
+        assert np.asarray(mine.sequences).tolist() == out.sequences.tolist()
