@@ -49,7 +49,7 @@ from gpt2_core.errors import (
     VerificationError,
     WriteError,
 )
-from gpt2_core.files import atomic_folder, file_inside, finish_interrupted_save
+from gpt2_core.files import atomic_folder, file_inside, finish_interrupted_save, staged_file
 from gpt2_core.parameters import Head, parameter_table
 from gpt2_core.tokenizer_files import TokenizerParts
 from gpt2_core.verification import Verification, check_tensors, compare_outputs
@@ -508,8 +508,8 @@ def carry_out(plan: Plan, progress: Progress = lambda what, done, total: None) -
 def _stage(plan: Plan) -> Iterator[Path]:
     """Where to write: a file or a folder that becomes the target by a rename when the block ends well."""
     if plan.into_file:
-        with atomic_folder(plan.target.parent) as stage:
-            yield stage / plan.target.name
+        with staged_file(plan.target) as place:
+            yield place
         return
     with atomic_folder(plan.target, replaces=lambda name: is_weight_file(name) or name in _COMPANIONS) as stage:
         yield stage

@@ -232,6 +232,43 @@ def atomic_folder(
             os.close(lock)
 
 
+@contextlib.contextmanager
+def staged_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path of the same name in a folder of its own; what is written there becomes `path` when the block ends.
+
+    For writers that take a path, and for results that are to be read back before they appear. `path` is replaced by one
+    rename. On any exception it is as it was; what a killed process left for the same `path` is removed first.
+
+    Raises: WriteError (an OSError) naming the path and the remedy when the system refuses.
+    """
+    target = Path(path)
+    stage = target.with_name(f".{target.name}.{secrets.token_hex(6)}{STAGING}")
+    try:
+        make_folder(target.parent)
+        _remove_orphans(target.parent, f".{target.name}.", STAGING)
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        stage.mkdir()
+        lock = _lock(stage)
+    except WriteError:
+        raise
+    except OSError as cause:
+        raise write_error(target, cause) from cause
+    try:
+        yield stage / target.name
+        _tree_to_disk(stage)
+        (stage / target.name).replace(target)
+        _folder_to_disk(target.parent)
+    except WriteError:
+        raise
+    except OSError as cause:
+        raise write_error(target, cause) from cause
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
 def finish_interrupted_save(folder: str | os.PathLike[str]) -> bool:
     """Complete a save into `folder` that was killed while its files were being moved; True if there was one.
 

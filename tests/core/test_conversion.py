@@ -383,6 +383,17 @@ def test_a_target_that_ends_as_a_file_is_one_file(tmp_path: Path) -> None:
     assert listing(tmp_path / "new") == ["y.npz"]
 
 
+def test_two_files_of_one_folder_may_be_converted_at_once(tmp_path: Path) -> None:
+    source = model(tmp_path / "a")
+
+    def meanwhile(what: str, done: int, total: int) -> None:
+        if what == "verify" and not (tmp_path / "out" / "second.npz").exists():
+            convert(source, tmp_path / "out" / "second.npz", "npz")
+
+    convert(source, tmp_path / "out" / "first.npz", "npz", progress=meanwhile)
+    assert listing(tmp_path / "out") == ["first.npz", "second.npz"]
+
+
 def test_shards_are_as_large_as_asked_and_read_back(tmp_path: Path) -> None:
     report = convert(model(tmp_path / "a"), tmp_path / "b", "bin", max_shard_bytes=20_000)
     assert len(report.files) > 4 and (tmp_path / "b" / "pytorch_model.bin.index.json").is_file()

@@ -32,6 +32,7 @@ from gpt2_core.files import (
     read_small_file,
     refuse_lfs_pointer,
     size_in_bytes,
+    staged_file,
 )
 
 posix = pytest.mark.skipif(os.name != "posix", reason="kills and locks as POSIX has them")
@@ -576,3 +577,37 @@ def test_a_link_may_not_leave_the_folder_unless_the_hubs_cache_made_it(tmp_path:
     with pytest.raises(UnsafeCheckpointError, match="symbolic link"):
         file_inside(snapshot, "out", what="it")
     shutil.rmtree(snapshot)
+
+
+def test_a_staged_file_appears_whole_by_one_rename(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "a.txt"
+    with staged_file(target) as place:
+        assert place.name == "a.txt" and place.parent.parent == target.parent
+        place.write_text("one")
+        assert not target.exists()
+    assert target.read_text() == "one" and [path.name for path in target.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_staged_file_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("before")
+    with pytest.raises(ZeroDivisionError), staged_file(tmp_path / "a") as place:
+        place.write_text("half")
+        raise ZeroDivisionError
+    with pytest.raises(WriteError, match="No such file"), staged_file(tmp_path / "a"):
+        pass  # nothing was written
+    assert (tmp_path / "a").read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(WriteError, match="the path is a folder"), staged_file(tmp_path):
+        pass
+
+
+def test_what_a_killed_writer_staged_is_removed_and_what_a_living_one_did_is_not(tmp_path: Path) -> None:
+    dead = tmp_path / f".a.{'0' * 12}{STAGING}"
+    dead.mkdir()
+    (dead / "a").write_text("half")
+    with staged_file(tmp_path / "a") as first:
+        assert not dead.exists()
+        with staged_file(tmp_path / "a") as second:
+            first.write_text("first")
+            second.write_text("second")
+        assert (tmp_path / "a").read_text() == "second"
+    assert (tmp_path / "a").read_text() == "first"
