@@ -206,6 +206,202 @@ def test_writing_and_reading_hold_a_few_tensors_not_all(tmp_path: Path) -> None:
     assert (large - small) / 1024 < 40, f"held {(large - small) / 1024:.0f} MB of 128"
 
 
+# Texts of attributes --------------------------------------------------------------------------------------------------
+
+
+def with_attributes(path: Path, **attributes: Any) -> hdf5.Contents:
+    """A file of h5py's whose group /g has these attributes."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        group = file.create_group("g")
+        for name, value in attributes.items():
+            group.attrs[name] = value
+    return hdf5.contents(MappedFile(path))
+
+
+def test_texts_are_those_that_h5py_wrote_and_nothing_else_is_one(tmp_path: Path) -> None:
+    found = with_attributes(
+        tmp_path / "a.h5",
+        plain="dense_1",
+        wide="größer 重み",
+        empty="",
+        long="x" * 5000,
+        fixed=np.bytes_("abc"),
+        padded=np.array([b"ab", b"c"]),
+        many=["x", "yz"],
+        number=3,
+        numbers=np.arange(3.0),
+        flag=True,
+    )
+    texts = {name: found.text(("g",), name) for name in found.attributes[("g",)]}
+    assert texts == {
+        "plain": "dense_1", "wide": "größer 重み", "empty": "", "long": "x" * 5000, "fixed": "abc", "padded": "abc",
+        "many": "xyz", "number": None, "numbers": None, "flag": None,
+    }  # fmt: skip
+    assert found.text(("g",), "other") is found.text(("other",), "plain") is found.text((), "plain") is None
+
+
+def test_texts_of_ours_are_read_back(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.h5", some_arrays(), one="größer", several=["a", "重み"], none="")
+    found = hdf5.contents(MappedFile(path))
+    assert [found.text((), name) for name in ("one", "several", "none", "layer_names")] == ["größer", "a重み", "", "g"]
+
+
+def test_a_text_that_is_longer_than_it_may_be_is_refused_unread(tmp_path: Path) -> None:
+    found = with_attributes(tmp_path / "a.h5", any="x" * 300, fixed=np.bytes_("y" * 300), many=["zzzz"] * 100)
+    for name in ("any", "fixed", "many"):
+        with pytest.raises(CheckpointFormatError, match="longer than 299 bytes"):
+            found.text(("g",), name, 299)
+    assert found.text(("g",), "any", 300) == "x" * 300
+
+
+def put(at: Callable[[bytearray], int], layout: str, *values: int) -> Callable[[bytearray], None]:
+    return lambda data: struct.pack_into(layout, data, at(data), *values)
+
+
+def changed_text(change: Callable[[bytearray], None]) -> Callable[[Path], str | None]:
+    """What the text of a file says that was changed."""
+
+    def read_text(path: Path) -> str | None:
+        with_attributes(path, name="x" * 50)
+        data = bytearray(path.read_bytes())
+        change(data)
+        path.write_bytes(data)
+        return hdf5.contents(MappedFile(path)).text(("g",), "name")
+
+    return read_text
+
+
+def attribute(data: bytearray) -> int:
+    """Where the body of the attribute `name` stands."""
+    return data.index(b"name\0\0\0\0") - 8
+
+
+BAD_TEXTS: dict[str, tuple[Callable[[bytearray], None], str]] = {
+    "a heap beyond the end": (put(lambda d: attribute(d) + 52, "<Q", 1 << 50), "would stand at bytes"),
+    "a heap that is none": (put(lambda d: attribute(d) + 52, "<Q", 96), "not where it should be"),
+    "a heap without a size": (put(lambda d: d.index(b"GCOL") + 8, "<Q", 3), "not where it should be"),
+    "a huge heap": (put(lambda d: d.index(b"GCOL") + 8, "<Q", 1 << 40), "would stand at bytes"),
+    "a text longer than its heap": (put(lambda d: d.index(b"GCOL") + 24, "<Q", 1 << 63), "longer than the heap"),
+    "a text shorter than it is": (put(lambda d: attribute(d) + 48, "<I", 51), "not where it should be"),
+    "a text that is not there": (put(lambda d: attribute(d) + 60, "<I", 9), "not where it should be"),
+    "a length beyond all reason": (put(lambda d: attribute(d) + 48, "<I", (1 << 32) - 1), "longer than 16777216"),
+    "no text at all": (put(lambda d: d.index(b"GCOL") + 16, "<H", 0), "not where it should be"),
+    "another version": (put(attribute, "<B", 4), "of another version"),
+    "a shared type": (put(attribute, "<BB", 2, 1), "shares its description"),
+    "more texts than bytes": (put(lambda d: attribute(d) + 6, "<H", 24), "is cut short"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TEXTS)
+def test_a_text_that_lies_is_refused_when_it_is_asked_for(tmp_path: Path, case: str) -> None:
+    change, message = BAD_TEXTS[case]
+    with pytest.raises(CheckpointFormatError, match=message):
+        changed_text(change)(tmp_path / "a.h5")
+
+
+def test_what_is_changed_above_is_sound_before(tmp_path: Path) -> None:
+    assert changed_text(lambda data: None)(tmp_path / "a.h5") == "x" * 50
+
+
+def test_two_attributes_of_one_name_are_refused(tmp_path: Path) -> None:
+    with_attributes(tmp_path / "a.h5", one="x", two="y")
+    data = (tmp_path / "a.h5").read_bytes()
+    (tmp_path / "a.h5").write_bytes(data.replace(b"two\0\0\0\0\0", b"one\0\0\0\0\0"))
+    with pytest.raises(CheckpointFormatError, match="two attributes called 'one'"):
+        hdf5.contents(MappedFile(tmp_path / "a.h5"))
+
+
+def test_many_texts_of_one_heap_are_read_once(tmp_path: Path) -> None:
+    """As many as GPT-2 XL with its optimizer in bfloat16: the heap must not count again for each."""
+    path = tmp_path / "a.h5"
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        for number in range(3000):
+            file.create_dataset(f"g{number % 30}/{number}", data=np.zeros(1, "V2")).attrs["dtype"] = "bfloat16"
+    found = hdf5.contents(MappedFile(path))
+    assert len(found.arrays) == 3000 and {each.dtype for each in found.arrays} == {"bfloat16"}
+
+
+# bfloat16 as Keras 3 stores it ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("array", "said", "message"),
+    [
+        (np.arange(6, dtype="u2").reshape(2, 3).view("V2"), "bfloat16", ""),
+        (np.arange(6, dtype="u2").view("V2"), "float16", "holds opaque bytes"),
+        (np.arange(6, dtype="u2").view("V2"), None, "holds opaque bytes"),
+        (np.arange(6, dtype="u4").view("V4"), "bfloat16", "holds opaque bytes"),
+        (np.array([b"ab"]), "bfloat16", "holds strings"),
+    ],
+)
+def test_opaque_bytes_are_bfloat16_where_their_attribute_says_so(
+    tmp_path: Path, array: np.ndarray, said: str | None, message: str
+) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        made_array = file.create_dataset("x", data=array)
+        if said:
+            made_array.attrs["dtype"] = said
+    if message:
+        with pytest.raises(CheckpointFormatError, match=message):
+            read(tmp_path / "a.h5")
+        return
+    (tensor,) = read(tmp_path / "a.h5").values()
+    assert (tensor.dtype, tensor.shape) == ("bfloat16", (2, 3)) and tensor.raw().tobytes() == array.tobytes()
+
+
+def test_numbers_with_an_attribute_of_that_name_stay_what_they_are(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("x", data=np.ones(2, "f4")).attrs["dtype"] = "bfloat16"
+    assert next(iter(read(tmp_path / "a.h5").values())).dtype == "float32"
+
+
+# Files within files ---------------------------------------------------------------------------------------------------
+
+
+def test_a_file_within_another_is_read_and_nothing_around_it(tmp_path: Path) -> None:
+    arrays = some_arrays()
+    inner = written(tmp_path / "a.h5", arrays, note="here").read_bytes()
+    (tmp_path / "b").write_bytes(b"x" * 37 + inner + b"y" * 500)
+    file = MappedFile(tmp_path / "b")
+    window = hdf5.Window(file, 37, len(inner))
+    found = hdf5.contents(window)
+    assert found.text((), "note") == "here" and {each.path for each in found.arrays} == set(arrays)
+    for each in found.arrays:
+        tensor = file_tensor(file, each.dtype, each.shape, window.start + each.offset)
+        assert tensor.raw().tobytes() == arrays[each.path].raw().tobytes()
+    with pytest.raises(CheckpointFormatError, match="truncated"):
+        hdf5.contents(hdf5.Window(file, 37, len(inner) - 1))
+    assert (
+        window.bytes(len(inner), 5) == window.bytes(1 << 60, 5) == b"" and window.bytes(len(inner) - 1, 9) == inner[-1:]
+    )
+
+
+def test_pieces_are_what_is_written_and_as_long_as_said(tmp_path: Path) -> None:
+    arrays = some_arrays(9)
+    size, pieces = hdf5.pieces(arrays, {(): {"layer_names": ["g"]}})
+    data = b"".join(pieces)
+    assert len(data) == size and data == written(tmp_path / "a.h5", arrays).read_bytes()
+
+
+def test_members_are_told_without_looking_further(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.h5", some_arrays() | {("a", "b", "c"): Tensor.of(np.ones(1))})
+    data = bytearray(path.read_bytes())
+    at = data.index(b"c\0\0\0\0\0\0\0") if data.count(b"c\0\0\0\0\0\0\0") == 1 else None
+    file = MappedFile(path)
+    assert hdf5.members(file) == {"a", "g", "integers", "scalar", "Größe"} and hdf5.members(file, ("a",)) == {"b"}
+    assert hdf5.members(file, ("scalar",)) == hdf5.members(file, ("scalar", "x")) == hdf5.members(file, ("n",)) == set()
+    assert at is not None
+    data[at] = 0xFF  # a name that is no text, further down
+    path.write_bytes(data)
+    assert hdf5.members(MappedFile(path), ("a",)) == {"b"}
+    with pytest.raises(CheckpointFormatError, match="expected a plain name"):
+        hdf5.members(MappedFile(path), ("a", "b"))
+
+
 # What is refused ------------------------------------------------------------------------------------------------------
 
 
@@ -370,10 +566,6 @@ def place(data: bytearray, message: int, array: int = 0) -> int:
     while struct.unpack_from("<H", data, at)[0] != message:
         at += 8 + struct.unpack_from("<H", data, at + 2)[0]
     return at + 8
-
-
-def put(at: Callable[[bytearray], int], layout: str, *values: int) -> Callable[[bytearray], None]:
-    return lambda data: struct.pack_into(layout, data, at(data), *values)
 
 
 def overlap(data: bytearray) -> None:

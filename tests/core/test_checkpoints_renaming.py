@@ -150,6 +150,30 @@ def test_a_row_that_counts_blocks_on_one_side_only_is_refused() -> None:
         Names(Rule("wte.weight", "blocks/{layer}"))
 
 
+def test_blocks_are_counted_as_keras_does_where_the_table_says_so() -> None:
+    names = Names(
+        PLAIN,
+        Rule("h.{layer}.ln_1.bias", "h/block{_layer}/ln/1"),
+        Rule("h.{layer}.mlp.c_fc.bias", ("h/block{_layer}/a", "b{layer}"), "(2 N) -> 2 N"),
+    )
+    theirs = [name for row in names.rows(12) for name in row.theirs]
+    assert theirs[:4] == ["embeddings", "h/block/ln/1", "h/block/a", "b0"] and theirs[-1] == "b11"
+    assert "h/block_11/a" in theirs and len(set(theirs)) == len(theirs) == 37
+    for name, layers in (("h/block/ln/1", 1), ("h/block_4/a", 5), ("b7", 8), ("h/block_x/a", 0), ("h/blocks/a", 0)):
+        assert names.layers_in(["embeddings", name]) == layers, name
+    bias = Tensor.of(np.ones(8, np.float32))
+    found = names.from_file(
+        {"h/block/ln/1": bias, "h/block_0/ln/1": bias, "h/block_01/ln/1": bias, "h/block_1/ln/1": bias}
+    )
+    assert found.names_in_file == {
+        "transformer.h.0.ln_1.bias": "h/block/ln/1",
+        "transformer.h.1.ln_1.bias": "h/block_1/ln/1",
+    }
+    assert {"h/block_0/ln/1", "h/block_01/ln/1"} < set(found.tensors)
+    with pytest.raises(CheckpointError, match="one side only"):
+        Names(Rule("wte.weight", "block{_layer}"))
+
+
 # The table of every format --------------------------------------------------------------------------------------------
 
 TABLES = [name for name, module in formats().items() if getattr(module, "NAMES", None) is not None]

@@ -451,25 +451,24 @@ class _Reader:
         width = _PLACE.size if of_any_length else width
         if count * max(width, 1) > len(data):
             raise CheckpointFormatError(f"{what} is cut short; it is damaged")
-        whole = bytearray()
+        whole, address, index = bytearray(), 0, 0
         for at in range(0, count * width, width or 1):
             text = data[at : at + width]
             if of_any_length:
-                whole += self.heap_text(text, what, most - len(whole))
+                length, address, index = _PLACE.unpack(text)
             else:
-                whole += text.rstrip(b" ") if padding == _SPACES else text.split(b"\0")[0]
-        if len(whole) > most:
-            raise CheckpointFormatError(f"{what} is longer than {most} bytes")
+                text = text.rstrip(b" ") if padding == _SPACES else text.split(b"\0")[0]
+                length = len(text)
+            if len(whole) + length > most:  # before it is fetched: a list may name one long text many times
+                raise CheckpointFormatError(f"{what} is longer than {most} bytes")
+            whole += self.heap_text(length, address, index, what) if of_any_length else text
         return whole.decode("utf-8", "replace")
 
-    def heap_text(self, place: bytes, what: str, most: int) -> bytes:
+    def heap_text(self, length: int, address: int, index: int, what: str) -> bytes:
         """A text of any length: how long it is, which heap it stands in, and its number there."""
-        length, address, index = _PLACE.unpack(place)
-        if not length:
-            return b""
-        text = self.heap(address).get(index, b"") if length <= most else b""
+        text = self.heap(address).get(index, b"") if length else b""
         if len(text) < length:
-            raise CheckpointFormatError(f"{what} is longer than {most} bytes, or not where it should be; it is damaged")
+            raise CheckpointFormatError(f"{what} is not where it should be; it is damaged")
         return text[:length]
 
     def heap(self, address: int) -> dict[int, bytes]:

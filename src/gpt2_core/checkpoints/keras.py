@@ -317,7 +317,7 @@ def _checkpoint(
     there = {name: tensor for name, tensor in weights.tensors.items() if name not in state}
     bare = not any(name.startswith(_BODY) for name in there) and any(name.startswith("h/") for name in there)
     paths = {_row_name(name, weights, model, bare): name for name in there}
-    tensors, rows = renamed(NAMES, {row: there[path] for row, path in paths.items()})
+    tensors, rows = renamed(NAMES, {row: there[name] for row, name in paths.items()})
     shown = {name: _shown(name, rows, paths, bare) for name in tensors}
     return Checkpoint(
         {shown[name]: tensor for name, tensor in tensors.items()},

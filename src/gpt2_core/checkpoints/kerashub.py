@@ -47,6 +47,7 @@ from gpt2_core.checkpoints.keras_files import (
     described,
     description,
     json_object,
+    of_sound_weights,
     open_weights,
     policy,
     renamed,
@@ -192,7 +193,9 @@ def read(path: str | Path, *, writable: bool = False) -> Checkpoint:
     weights = open_weights(path, writable=writable)
     with closing_if_it_fails(weights.close):
         config = _config(backbone, head, len(weights.tensors), folder)
-        tensors, names_in_file = renamed(NAMES, weights.tensors)
+        _check_heads(config, weights.tensors, folder)
+        with of_sound_weights(path):
+            tensors, names_in_file = renamed(NAMES, weights.tensors)
     return Checkpoint(
         tensors,
         format=NAME,
@@ -317,6 +320,19 @@ def _config(backbone: Described, head: Head, count: int, folder: Path) -> dict[s
         fixed.pop("tie_word_embeddings", None)
     ids = {} if "bos_token_id" in kept or "eos_token_id" in kept else _ends(folder)
     return kept | ids | sizes | fixed | _dropouts(backbone, kept, file)
+
+
+def _check_heads(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise CheckpointFormatError where kernels are of other heads than the configuration: packed, they look alike."""
+    heads, width = config["n_head"], config["n_embd"] // config["n_head"]
+    kernels = [row.theirs for row in NAMES.rows(NAMES.layers_in(tensors)) if row.split]
+    for name in (name for names in kernels for name in names if name in tensors):
+        shape = tensors[name].shape[-2:]
+        if len(tensors[name].shape) > 1 and shape != (heads, width):
+            raise CheckpointFormatError(
+                f"{folder / CONFIG} says that there are {heads} heads of width {width}, but {name} has "
+                f"{shape[0]} of {shape[1]}; the files do not belong together"
+            )
 
 
 def _own(found: Described) -> Mapping[str, Any]:
