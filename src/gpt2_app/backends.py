@@ -73,9 +73,8 @@ def _load_pt(model: str, device: str | None, dtype: str | None) -> Runner:
 
     def generate(ids: list[list[int]], settings: GenerationConfig, on_token: OnToken | None) -> list[list[int]]:
         heard = None if on_token is None else lambda new: on_token(new.tolist())
-        rows: list[list[int]] = network.generate(
-            torch.tensor(ids, device=place), generation_config=settings, on_token=heard
-        ).tolist()
+        made: Any = network.generate(torch.tensor(ids, device=place), generation_config=settings, on_token=heard)
+        rows: list[list[int]] = made.tolist()
         return rows
 
     return Runner("pt", network.config, str(network.device), str(network.dtype).removeprefix("torch."), generate)
@@ -112,7 +111,7 @@ def _load_tf(model: str, device: str | None, dtype: str | None) -> Runner:
     def generate(ids: list[list[int]], settings: GenerationConfig, on_token: OnToken | None) -> list[list[int]]:
         heard = None if on_token is None else lambda new: on_token(new.numpy().tolist())
         with tf.device(place):
-            made = network.generate(ids, generation_config=settings, on_token=heard)
+            made: Any = network.generate(ids, generation_config=settings, on_token=heard)
         rows: list[list[int]] = made.numpy().tolist()
         return rows
 

@@ -35,7 +35,7 @@ _LONGEST = 1 << 31
 
 
 @keras.saving.register_keras_serializable(package="gpt2_tf")
-class TFGPT2Tokenizer(keras.layers.Layer):  # type: ignore[misc]
+class TFGPT2Tokenizer(keras.layers.Layer):
     """A layer that turns a string tensor into ids, and ids into strings, as the given GPT2Tokenizer does.
 
     tokenizer: whose vocabulary, added tokens and settings to follow; GPT-2's own if None. What is changed in it

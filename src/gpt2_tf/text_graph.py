@@ -50,7 +50,7 @@ class Rows(NamedTuple):
         return tf.gather(self.flat, spread(self.firsts, self.counts))
 
 
-class GraphTokenizer(tf.Module):  # type: ignore[misc]
+class GraphTokenizer(tf.Module):
     """Strings to ids in TensorFlow's own operations.
 
     tokenizer: whose vocabulary and added tokens to use. special: as in `GPT2Tokenizer.encode`.
