@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from gpt2_core.config import GPT2Config
 from gpt2_core.generation_config import GenerationConfig
-from gpt2_core.sampling import Processor, all_banned, not_numbers, reads_history
+from gpt2_core.sampling import Processor, active_rules, all_banned, not_numbers, reads_history
 
 Ids = NDArray[np.int64]
 Real = NDArray[np.bool_]
@@ -81,6 +81,8 @@ class Engine(ABC):
         self.processors = tuple(processors)
         self.keep_hidden = keep_hidden
         self.reads_history = bool(processors) or reads_history(settings)
+        # Whether the likeliest token is simply that of the logits: then these need no copy in float64.
+        self.is_plain = not (processors or active_rules(settings) or settings.output_scores)
         self.scores: Any = None  # what the rules made of the last logits, (R, V)
         self.drafted: list[Any] = []  # the probabilities (R, V) from which each drafted token was drawn
         self.restart()

@@ -185,7 +185,7 @@ class ModelEngine(Engine):
             new = []
             for i, moment in enumerate(moments):
                 logits = self.logits[:, i]
-                self.scores = self._rules(logits, moment)
+                self.scores = logits if numbers is None and self.is_plain else self._rules(logits, moment)
                 token = sampling.choose(self.scores, None if numbers is None else numbers[:, i])
                 new.append(_marked(token, _marks(logits, self.scores)))
             out: Ids = torch.stack(new, dim=1).cpu().numpy()
@@ -258,8 +258,9 @@ class ModelEngine(Engine):
 
 def _marks(logits: Tensor, scores: Tensor) -> Tensor:
     """What keeps each row from a choice, (R,): 0 nothing, else negative."""
+    found = sampling.problem(scores)
     # Rules may turn nan into -inf, so the logits are looked at too.
-    numbers, found = sampling.problem(logits) == 1, sampling.problem(scores)
+    numbers = found == 1 if scores is logits else sampling.problem(logits) == 1
     return torch.where(numbers | (found == 1), NOT_NUMBERS, torch.where(found == 2, ALL_BANNED, 0))
 
 

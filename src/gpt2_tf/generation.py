@@ -175,7 +175,7 @@ class ModelEngine(Engine):
         new = []
         for i, moment in enumerate(moments):
             logits = self.logits[:, i]
-            self.scores = self._rules(logits, moment)
+            self.scores = logits if numbers is None and self.is_plain else self._rules(logits, moment)
             token = sampling.choose(self.scores, None if numbers is None else numbers[:, i])
             new.append(_marked(token, _marks(logits, self.scores)))
         out: Ids = tf.stack(new, axis=1).numpy()
@@ -242,8 +242,9 @@ class ModelEngine(Engine):
 
 def _marks(logits: Tensor, scores: Tensor) -> Tensor:
     """What keeps each row from a choice, (R,): 0 nothing, else negative."""
+    found = sampling.problem(scores)
     # Rules may turn nan into -inf, so the logits are looked at too.
-    numbers, found = sampling.problem(logits) == 1, sampling.problem(scores)
+    numbers = found == 1 if scores is logits else sampling.problem(logits) == 1
     return tf.cast(tf.where(numbers | (found == 1), NOT_NUMBERS, tf.where(found == 2, ALL_BANNED, 0)), tf.int64)
 
 

@@ -30,8 +30,8 @@ GROUPS = [
     {"num_beams": 6, "num_beam_groups": 2, "diversity_penalty": 0.2},
 ]
 # The padding is kept out of the texts: to 4.45 a group that is done goes on choosing it, which costs the others. And
-# where a group is full with the last token that the length allows, 4.45 leaves out the beams beside it, as neither 5 nor
-# we do: no such case is among these seeds.
+# where a group is full with the last token that the length allows, 4.45 leaves out the beams beside it, as neither 5
+# nor we do: no such case is among these seeds.
 ENDINGS = [{"early_stopping": True, "eos_token_id": 9, "suppress_tokens": [0]}, {"eos_token_id": None}]
 CONTRASTIVE = [
     {"penalty_alpha": alpha, "top_k": k, "eos_token_id": eos}
@@ -54,8 +54,8 @@ def case(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     beams = settings.get("num_beams", 1)
     more = {"num_return_sequences": beams, "output_scores": True} if beams > 1 else {}
     out = model.generate(
-        torch.from_numpy(ids), attention_mask=torch.ones_like(torch.from_numpy(ids)), max_new_tokens=9, pad_token_id=0, return_dict_in_generate=True, do_sample=False,
-        **settings, **more,
+        torch.from_numpy(ids), attention_mask=torch.ones(ids.shape), max_new_tokens=9, pad_token_id=0, do_sample=False,
+        return_dict_in_generate=True, **settings, **more,
     )  # fmt: skip
     made = {"seed": seed, "ids": ids.tolist(), "settings": settings, "sequences": out.sequences.tolist()}
     return made | ({"scores": out.sequences_scores.tolist()} if beams > 1 else {})
