@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from gpt2_core import generation, reference, reference_heads, sampling
+from gpt2_core import engine, plan, reference, reference_heads, sampling, strategies_assisted
 from gpt2_core.config import ACTIVATIONS, GPT2Config
 from gpt2_core.errors import CheckpointMismatchError, ConfigError, HubError, InputError
 from gpt2_core.initialization import initial_values
@@ -41,7 +41,7 @@ def same(a, b, tolerance: float = CLOSE) -> None:
 # -- the pieces ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", [reference, reference_heads, generation, sampling])
+@pytest.mark.parametrize("module", [reference, reference_heads, engine, plan, sampling, strategies_assisted])
 def test_the_worked_examples_in_the_docstrings_are_true(module):
     result = doctest.testmod(module)
     assert result.attempted > 0

@@ -20,6 +20,7 @@ FILES_OF_ONE: dict[str, str] = {
     "layers": "what torch.nn and torch.nn.functional have: norm, dropout, sizes known and unknown while tracing",
     "fitting": "Keras's compile, fit, evaluate and predict; PyTorch has no such door",
     "text": "strings are tensors in TensorFlow, and there alone",
+    "text_graph": "what `text` is made of: the tokenizer in TensorFlow's own operations",
     "exporting": "SavedModel is TensorFlow's; PyTorch's own torch.export takes our models as they are",
 }
 
