@@ -18,7 +18,7 @@ _TWICE_ROOT = 2.0 * math.sqrt(2.0 / math.pi)
 
 def gelu_new(x: Tensor) -> Tensor:
     """GELU by tanh, as the released models use it (Hendrycks & Gimpel 2016, section 2)."""
-    return x * tf.sigmoid(_TWICE_ROOT * x * (1.0 + 0.044715 * tf.square(x)))
+    return x * tf.sigmoid(x * (_TWICE_ROOT + 0.044715 * _TWICE_ROOT * tf.square(x)))
 
 
 def gelu_fast(x: Tensor) -> Tensor:

@@ -219,6 +219,9 @@ class TFGPT2Model(PreTrainedModel):
         mask: Tensor | None = None
         if attention_mask is not None or (past is not None and shape[1] != 1):
             mask = visible(T, S, attention_mask)
+        elif past is None and tf.executing_eagerly():
+            # Once for all layers: outside a graph each small operation costs as much as a large one.
+            mask = visible(T, S, None)
         masks = layer_head_masks(head_mask, config, B, T, S)
         recorder = Recorder(past, T, config, keep=bool(use_cache) and not checkpointing)
 
