@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--keras-hub", metavar="PYTHON")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tasks", default="load,forward,train")
+    parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--json")
     args = parser.parse_args()
     print(machine())
@@ -116,7 +117,7 @@ def main() -> None:
             results["load"] = loading(contestants, args.rounds)
             show("loading gpt2 in a fresh process, s", results["load"])
         for task in ("forward", "train"):
-            for mode in MODES if task in args.tasks else ():
+            for mode in args.modes.split(",") if task in args.tasks else ():
                 results[f"{task}, {mode}"] = running(contestants, task, mode, args.rounds)
                 show(f"{task}, {mode}, s", results[f"{task}, {mode}"])
     write_json(args.json, results)
