@@ -5,7 +5,7 @@ which is in no UTF-8; `words` gives its number. If the piece goes on, its number
 are one key of `further`, which gives the number of both together. A number below the size of the vocabulary is the id
 of the token with exactly these bytes. So no two pieces share a number, and nothing is trusted to a hash:
 
-    " international"   →   words[" interna"] = 50348, words["tional\\xff\\xff"] = 50349   →   further[50348, 50349] = 3230
+    " international"  →  words[" interna"] = 50348, words["tional\\xff\\xff"] = 50349  →  further[50348, 50349] = 3230
 """
 
 from __future__ import annotations
