@@ -229,6 +229,15 @@ def test_a_folder_of_keras_and_a_folder_of_the_hub_say_their_configuration_besid
     assert opened.config.n_inner == 7 and opened.checkpoint.head == "token", "config.json is Keras's"
 
 
+def test_a_configuration_inside_of_weights_is_checked_too(tmp_path: Path) -> None:
+    attributes = {(): keras_files.long_text(keras.OWN, json.dumps({"n_layer": 1 << 30}))}
+    with pytest.raises(CheckpointFormatError, match="claims 1073741824 blocks, and holds 28 tensors"):
+        keras.read(weights_with(tmp_path / "a.weights.h5", {}, attributes))
+    for text, message in (("{", "the attribute gpt2_duet.config of .* is not JSON"), ("[]", "expected a JSON object")):
+        with pytest.raises(CheckpointFormatError, match=message):
+            keras.read(weights_with(tmp_path / "a.weights.h5", {}, {(): keras_files.long_text(keras.OWN, text)}))
+
+
 def test_weights_alone_have_no_configuration_and_none_is_made_up(tmp_path: Path) -> None:
     folder = unpack("lm", tmp_path)
     (folder / "config.json").unlink()
@@ -376,6 +385,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, bytes]], dict[str, bytes]], str]] =
     "no configuration": (described(config={"name": "x"}), "without its configuration"),
     "a configuration that is none": (described(config={"config": [1]}), "without its configuration"),
     "more blocks than tensors": (config_with(n_layer=1 << 30), "claims 1073741824 blocks, and holds 28 tensors"),
+    "more blocks under another name": (config_with(num_hidden_layers=1 << 30), "claims 1073741824 blocks"),
     "variables that are no HDF5": (put("model.weights.h5", b"\0" * 200), "expected the signature of HDF5"),
 }
 

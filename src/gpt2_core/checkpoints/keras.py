@@ -66,6 +66,7 @@ from gpt2_core.checkpoints.naming import PREFIX
 from gpt2_core.checkpoints.renaming import Names, Rule
 from gpt2_core.checkpoints.sharding import describe_folder
 from gpt2_core.checkpoints.tensors import Checkpoint, MappedFile, Tensor, as_tensors
+from gpt2_core.config import ALIASES
 from gpt2_core.errors import CheckpointError, CheckpointFormatError
 from gpt2_core.files import atomic_folder, atomic_write, file_inside, finish_interrupted_save
 from gpt2_core.parameters import Head
@@ -341,8 +342,9 @@ def _shown(name: str, rows: Mapping[str, str], paths: Mapping[str, str], bare: b
 
 
 def _check_layers(config: Mapping[str, Any], count: int, path: Path) -> None:
-    layers = config.get("n_layer")
-    if isinstance(layers, int) and layers > max(count, 1):
+    said = [value for key, value in config.items() if ALIASES.get(key, key) == "n_layer" and isinstance(value, int)]
+    layers = max(said, default=0)
+    if layers > max(count, 1):
         raise CheckpointFormatError(f"{path} claims {layers} blocks, and holds {count} tensors; it is damaged")
 
 
