@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gpt2_core import reference_heads
 from gpt2_core.checkpoints.naming import PREFIX
-from gpt2_core.checkpoints.tensors import STORAGE, Tensor, widen_bfloat16
+from gpt2_core.checkpoints.tensors import STORAGE, Tensor, even_pieces, widen_bfloat16
 from gpt2_core.config import GPT2Config
 from gpt2_core.errors import VerificationError
 from gpt2_core.outputs import BaseOutput
@@ -87,7 +87,7 @@ def _compare(want: Tensor, got: Tensor, on_bytes: Progress) -> tuple[int, tuple[
     """How many numbers differ, and how many of those found are NaN and infinite."""
     kind = np.dtype(f"<u{STORAGE[want.dtype].itemsize}")
     different = nan = infinite = 0
-    for left, right in zip(_even(want), _even(got), strict=True):
+    for left, right in zip(even_pieces(want), even_pieces(got), strict=True):
         different += int(np.count_nonzero(left.view(kind) != right.view(kind)))
         if want.dtype == "bfloat16" or STORAGE[want.dtype].kind == "f":
             numbers = widen_bfloat16(right) if want.dtype == "bfloat16" else right
@@ -98,23 +98,6 @@ def _compare(want: Tensor, got: Tensor, on_bytes: Progress) -> tuple[int, tuple[
     want.release()
     got.release()
     return different, (nan, infinite)
-
-
-def _even(tensor: Tensor, size: int = 1 << 20) -> Any:
-    """The numbers in order in pieces of `size`, whatever pieces the tensor itself comes in."""
-    held: list[NDArray[Any]] = []
-    count = 0
-    for chunk in tensor.chunks():
-        piece = np.frombuffer(chunk, STORAGE[tensor.dtype])
-        while count + piece.size >= size:
-            head, piece = piece[: size - count], piece[size - count :]
-            yield np.concatenate([*held, head]) if held else head
-            held, count = [], 0
-        if piece.size:
-            held.append(piece)
-            count += piece.size
-    if count:
-        yield np.concatenate(held)
 
 
 def outputs(config: GPT2Config, head: Head, weights: Mapping[str, Tensor]) -> dict[str, Array]:

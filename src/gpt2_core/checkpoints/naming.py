@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gpt2_core.checkpoints.tensors import STORAGE, Checkpoint, Shape, Tensor
+from gpt2_core.checkpoints.tensors import STORAGE, Checkpoint, Shape, Tensor, even_pieces, widen_bfloat16
 from gpt2_core.errors import CheckpointError, CheckpointMismatchError
 
 PREFIX = "transformer."
@@ -39,7 +40,7 @@ BUFFERS: Mapping[str, str] = {
     "attn.masked_bias": "the constant that masked scores were set to, no longer used",
 }
 
-_PIECE = 1 << 22  # numbers compared at a time
+_PIECE = 1 << 20  # numbers compared at a time
 
 
 class Row(Protocol):
@@ -158,16 +159,20 @@ def same_numbers(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape:
         return False
     alike = one.dtype == other.dtype
-    left, right = (tensor.raw() if alike else tensor.array() for tensor in (one, other))
-    if alike:
-        kind = np.dtype(f"<u{STORAGE[one.dtype].itemsize}")
-        left, right = left.view(kind), right.view(kind)
-    left, right = left.reshape(-1), right.reshape(-1)
-    pieces = range(0, left.size, _PIECE)
-    same = all(np.array_equal(left[at : at + _PIECE], right[at : at + _PIECE]) for at in pieces)
+    same = all(
+        np.array_equal(_comparable(left, one.dtype, alike), _comparable(right, other.dtype, alike))
+        for left, right in zip(even_pieces(one, _PIECE), even_pieces(other, _PIECE), strict=True)
+    )
     one.release()
     other.release()
     return same
+
+
+def _comparable(piece: NDArray[Any], dtype: str, alike: bool) -> NDArray[Any]:
+    """Bits where both sides have the same format, else numbers."""
+    if alike:
+        return piece.view(f"<u{STORAGE[dtype].itemsize}")
+    return widen_bfloat16(piece) if dtype == "bfloat16" else piece
 
 
 def _remedy(found: Matching, checkpoint: Checkpoint) -> str:

@@ -465,6 +465,23 @@ def contiguous_pieces(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
         yield in_order(array[start : start + rows])
 
 
+def even_pieces(tensor: Tensor, size: int = 1 << 20) -> Iterator[NDArray[Any]]:
+    """The numbers in order, flat, in pieces of `size`, whatever pieces the tensor itself comes in."""
+    held: list[NDArray[Any]] = []
+    count = 0
+    for chunk in tensor.chunks():
+        piece = np.frombuffer(chunk, STORAGE[tensor.dtype])
+        while count + piece.size >= size:
+            head, piece = piece[: size - count], piece[size - count :]
+            yield np.concatenate([*held, head]) if held else head
+            held, count = [], 0
+        if piece.size:
+            held.append(piece)
+            count += piece.size
+    if count:
+        yield np.concatenate(held)
+
+
 def in_order(array: NDArray[Any]) -> NDArray[Any]:
     """The array, C-contiguous; itself if it is so already.
 
