@@ -138,12 +138,16 @@ class Attention(Part):
 
     def _in_pieces(self, q: Tensor, k: Tensor, v: Tensor, T: int, seed: Tensor | None) -> Tensor:
         """Causal attention (B, H, T, D), some queries at a time."""
+        sizes = [min(_QUERIES, T - start) for start in range(0, T, _QUERIES)]
+        # Split and joined, not sliced: the gradient of a slice is a whole tensor of zeros for every slice.
+        queries, keys, values = (tf.split(x, sizes, axis=2) for x in (q, k, v))
         pieces = []
-        for start in range(0, T, _QUERIES):
-            stop = min(start + _QUERIES, T)
+        for piece, size in enumerate(sizes):
+            start = piece * _QUERIES
+            stop = start + size
             y, _ = attend(
-                q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], visible(stop - start, stop, None),
-                scale=self.scale, dropout=self.attn_pdrop, upcast=self.upcast,
+                queries[piece], tf.concat(keys[: piece + 1], axis=2), tf.concat(values[: piece + 1], axis=2),
+                visible(size, stop, None), scale=self.scale, dropout=self.attn_pdrop, upcast=self.upcast,
                 seed=None if seed is None else tf.random.experimental.stateless_fold_in(seed, start),
             )  # fmt: skip
             pieces.append(y)
