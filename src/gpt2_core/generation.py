@@ -49,6 +49,7 @@ class GenerationOutput(Output):
     sequences_scores (R,): of beam search and best_of: by what the texts were ranked.
     scores: with output_scores=True, for each step what the rules made of the logits, (R, V).
     texts: with a tokenizer, the new text of each, without special tokens, up to the stop string.
+    new_tokens: how many new tokens each text has, its end-of-text token counted; what stands behind them is padding.
     """
 
     sequences: Any = None
@@ -57,6 +58,7 @@ class GenerationOutput(Output):
     sequences_scores: Any = None
     scores: tuple[Any, ...] | None = None
     texts: tuple[str, ...] | None = None
+    new_tokens: tuple[int, ...] | None = None
 
 
 class Run:
@@ -197,6 +199,7 @@ class Run:
             sequences_scores=None if ranked is None else self.engine.tensor(ranked),
             scores=tuple(self.texts.scores) if plan.settings.output_scores else None,
             texts=None if tokenizer is None else tuple(text_of(tokenizer, text.ids, stops) for text in texts),
+            new_tokens=tuple(len(text.ids) for text in texts),
         )
 
 

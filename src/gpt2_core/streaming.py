@@ -22,6 +22,7 @@ from gpt2_core.stopping import TextPieces
 
 if TYPE_CHECKING:
     from gpt2_core.generation import Run
+    from gpt2_core.texts import Written
 
 _END = object()
 
@@ -33,7 +34,7 @@ class Stream:
     or where there are several texts a tuple of strings, some of them empty. Characters are never split, and what may
     become a stop string is held back until it is known.
 
-    `output` is what `generate` would have returned, once the stream has ended.
+    `output` is what `generate` would have returned, once the stream has ended; `written` what there is at any time.
     """
 
     def __init__(self, run: Run) -> None:
@@ -61,6 +62,11 @@ class Stream:
         last = [each.finish() for each in pieces]
         if any(last):
             yield _one_or_all(last)
+
+    @property
+    def written(self) -> tuple[Written, ...]:
+        """The texts as far as they are written: the new tokens of each, and why it ended, "" while it goes on."""
+        return tuple(self._run.texts.written())
 
     @property
     def output(self) -> Any:

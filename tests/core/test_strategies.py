@@ -153,7 +153,8 @@ def test_rows_that_ended_stop_costing(monkeypatch):
     settings = {"eos_token_id": list(range(8)), "pad_token_id": 0, "max_new_tokens": 16, **SAMPLED}
     watched = Watched(monkeypatch)
     out = generate(MODEL, ids, **settings, return_dict=True)
-    lengths = (out.log_probs != 0).sum(axis=1)
+    lengths = np.array(out.new_tokens)
+    assert lengths.tolist() == (out.log_probs != 0).sum(axis=1).tolist()
     rows = [shape[0] for shape in watched.shapes[1:]]
     going = [int((lengths > i).sum()) for i in range(1, lengths.max())]
     assert len(set(lengths.tolist())) > 4
@@ -254,7 +255,7 @@ def test_the_output_holds_reasons_log_probabilities_and_scores():
     assert isinstance(out, GenerationOutput)
     assert out.sequences.tolist() == plain.tolist()
     assert set(out.finish_reasons) == {"end", "length"}
-    assert out.keys() == ("sequences", "finish_reasons", "log_probs", "scores")
+    assert out.keys() == ("sequences", "finish_reasons", "log_probs", "scores", "new_tokens")
     assert len(out.scores) == plain.shape[1] - 4
     config = GenerationConfig(**settings)
     for row in range(3):

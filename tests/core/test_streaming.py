@@ -31,6 +31,15 @@ def test_the_pieces_together_are_the_text(search):
     assert writing.output.texts == expected.texts
 
 
+def test_a_stream_says_what_is_written_so_far_and_why_it_ended():
+    expected = generate(MODEL, [PROMPT], **SAMPLED)[0, len(PROMPT) :].tolist()
+    writing = stream(MODEL, [PROMPT], **SAMPLED)
+    for place, _ in enumerate(writing, 1):
+        (text,) = writing.written
+        assert list(text.ids) == expected[:place]
+        assert text.finish == ("length" if place == len(expected) else "")
+
+
 def test_several_texts_come_side_by_side():
     prompts = [PROMPT, PROMPT[:2]]
     expected = generate(MODEL, prompts, tokenizer=TOKENIZER, return_dict=True, **SAMPLED).texts
