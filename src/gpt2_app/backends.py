@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gpt2_app.failures import reading_a_model
@@ -17,31 +19,77 @@ from gpt2_core.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from gpt2_core.config import GPT2Config
+    from gpt2_core.generation import GenerationOutput
     from gpt2_core.sampling import GenerationConfig
+    from gpt2_core.streaming import Stream
+    from gpt2_core.tokenizer import GPT2Tokenizer
 
 # Below this a step is too short to share: two threads decode gpt2-tales no faster than one on two idle cores (both 160
 # tokens/s), and on busy cores they wait for each other (11 tokens/s).
 SMALL = 30_000_000
 
 OnToken = Callable[[Sequence[int]], Any]
-# (prompts (B, T), mask (B, T) or None, settings, on_token) -> rows of prompt and new tokens
-Generate = Callable[[list[list[int]], "GenerationConfig", "OnToken | None"], list[list[int]]]
 
 
 @dataclass(frozen=True)
 class Runner:
-    """A loaded language model: prompts of one length and settings in, rows of prompt and new tokens out."""
+    """A loaded language model: prompts (lists of ids, of any lengths) and settings in, texts out.
+
+    network: the model, which has `generate`, and may be another one's assistant. streams: its `stream`.
+    numbers: a tensor of it as plain lists. place: a context in which its operations go where they should.
+    """
 
     framework: str
     config: GPT2Config
     device: str
     dtype: str
-    generate: Generate
+    network: Any
+    streams: Callable[..., Stream]
+    numbers: Callable[[Any], Any]
+    place: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     @property
     def window(self) -> int:
         """How many tokens a text can have, prompt included."""
         return self.config.n_positions
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], settings: GenerationConfig, on_token: OnToken | None = None
+    ) -> list[list[int]]:
+        """Rows of prompt and new tokens; ``on_token`` hears the new tokens of each step."""
+        heard = None if on_token is None else lambda new: on_token(self.numbers(new))
+        with self.place():
+            made = self.network.generate(list(map(list, prompts)), generation_config=settings, on_token=heard)
+            rows: list[list[int]] = self.numbers(made)
+        return rows
+
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: GenerationConfig,
+        tokenizer: GPT2Tokenizer,
+        assistant: Runner | None = None,
+    ) -> Stream:
+        """The texts as they are written; to be walked within `place`. Whatever is wrong is raised at once."""
+        return self.streams(list(map(list, prompts)), **_arguments(settings, tokenizer, assistant))
+
+    def complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: GenerationConfig,
+        tokenizer: GPT2Tokenizer,
+        assistant: Runner | None = None,
+    ) -> GenerationOutput:
+        """The texts when they are done, with all that there is to say about them."""
+        arguments = _arguments(settings, tokenizer, assistant)
+        with self.place():
+            out: GenerationOutput = self.network.generate(list(map(list, prompts)), **arguments, return_dict=True)
+        return out
+
+
+def _arguments(settings: GenerationConfig, tokenizer: GPT2Tokenizer, assistant: Runner | None) -> dict[str, Any]:
+    out: dict[str, Any] = {"generation_config": settings, "tokenizer": tokenizer}
+    return out if assistant is None else out | {"assistant_model": assistant.network}
 
 
 @dataclass(frozen=True)
@@ -61,23 +109,15 @@ class Backend:
 
 
 def _load_pt(model: str, device: str | None, dtype: str | None) -> Runner:
-    import torch
-
     from gpt2_pt import GPT2LMHeadModel
 
     place = _torch_device(device)
     with reading_a_model():
         network = GPT2LMHeadModel.from_pretrained(model, dtype=dtype, device=place)
-    if network.num_parameters() < SMALL:
-        torch.set_num_threads(1)
-
-    def generate(ids: list[list[int]], settings: GenerationConfig, on_token: OnToken | None) -> list[list[int]]:
-        heard = None if on_token is None else lambda new: on_token(new.tolist())
-        made: Any = network.generate(torch.tensor(ids, device=place), generation_config=settings, on_token=heard)
-        rows: list[list[int]] = made.tolist()
-        return rows
-
-    return Runner("pt", network.config, str(network.device), str(network.dtype).removeprefix("torch."), generate)
+    dtype_name = str(network.dtype).removeprefix("torch.")
+    return Runner(
+        "pt", network.config, str(network.device), dtype_name, network, network.stream, lambda tensor: tensor.tolist()
+    )
 
 
 def _torch_device(device: str | None) -> Any:
@@ -107,15 +147,10 @@ def _load_tf(model: str, device: str | None, dtype: str | None) -> Runner:
     place = _tensorflow_device(tf, device)
     with reading_a_model():
         network = gpt2_tf.TFGPT2LMHeadModel.from_pretrained(model, dtype=dtype or "float32", device=place)
-
-    def generate(ids: list[list[int]], settings: GenerationConfig, on_token: OnToken | None) -> list[list[int]]:
-        heard = None if on_token is None else lambda new: on_token(new.numpy().tolist())
-        with tf.device(place):
-            made: Any = network.generate(ids, generation_config=settings, on_token=heard)
-        rows: list[list[int]] = made.numpy().tolist()
-        return rows
-
-    return Runner("tf", network.config, place or "cpu", network.dtype, generate)
+    return Runner(
+        "tf", network.config, place or "cpu", network.dtype, network, network.stream,
+        lambda tensor: tensor.numpy().tolist(), lambda: tf.device(place),
+    )  # fmt: skip
 
 
 def _tensorflow_device(tf: Any, device: str | None) -> str | None:
@@ -135,24 +170,16 @@ def _tensorflow_device(tf: Any, device: str | None) -> str | None:
 
 
 def _load_numpy(model: str, device: str | None, dtype: str | None) -> Runner:
-    import numpy as np
-
-    from gpt2_core.generation import generate as continue_text
+    from gpt2_core.generation import stream
     from gpt2_core.reference import ReferenceModel
 
     if device not in (None, "cpu"):
         raise InputError(f"device is {device!r}, but the numpy reference runs on cpu alone; use --framework pt")
     with reading_a_model():
         network = ReferenceModel.from_pretrained(model, head="lm")
-
-    def generate(ids: list[list[int]], settings: GenerationConfig, on_token: OnToken | None) -> list[list[int]]:
-        heard = None if on_token is None else lambda new: on_token(new.tolist())
-        rows: list[list[int]] = continue_text(
-            network, np.array(ids), generation_config=settings, on_token=heard
-        ).tolist()
-        return rows
-
-    return Runner("numpy", network.config, "cpu", "float64", generate)
+    return Runner(
+        "numpy", network.config, "cpu", "float64", network, partial(stream, network), lambda array: array.tolist()
+    )
 
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
@@ -195,7 +222,20 @@ def load(framework: str | None, model: str, device: str | None = None, dtype: st
     """
     backend = choose(framework)
     check_dtype(backend, dtype)
-    return backend.load(model, device, dtype)
+    runner = backend.load(model, device, dtype)
+    if backend.name == "pt" and runner.network.num_parameters() < SMALL:
+        import torch
+
+        torch.set_num_threads(1)
+    return runner
+
+
+def load_assistant(runner: Runner, model: str, device: str | None = None, dtype: str | None = None) -> Runner:
+    """A model that drafts for `runner`, in the same framework.
+
+    Raises: as `load`.
+    """
+    return BACKENDS[runner.framework].load(model, device, dtype)
 
 
 def check_dtype(backend: Backend, dtype: str | None) -> None:

@@ -1,11 +1,10 @@
-"""Writing one text: tokens as they come, as characters, up to a stop text, the end of text, or the length asked for."""
+"""Writing texts with a loaded model: one that is passed on as it grows, or several at once when they are done."""
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,94 +30,23 @@ def seed_of(first: int, sample: int) -> int:
     return (first + sample) % _SEEDS
 
 
+# -- texts ---------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Sample:
-    """A text that was written: the new characters, the new ids, and why it ended: "length", "end" or "stop"."""
+    """A text that was written: the new characters, the new ids, and why it ended: "length", "end", "stop" or "time".
+
+    seconds: how long its call took. log_probs: of each new id, where they were asked for. score: where texts are
+    ranked, by what.
+    """
 
     text: str
     ids: list[int]
     finish: str
     seconds: float
-
-
-class Speller:
-    """Characters from ids that come one by one, special tokens left out.
-
-    An id that the tokenizer does not have, as a model with a padded vocabulary may write it, is U+FFFD.
-    """
-
-    def __init__(self, tokenizer: GPT2Tokenizer) -> None:
-        self._stream = tokenizer.decode_stream(skip_special_tokens=True)
-        self._size = len(tokenizer)
-
-    def push(self, index: int) -> str:
-        """The characters that this id completes, maybe none."""
-        return self._stream.push(index) if index < self._size else self._stream.finish() + "\ufffd"
-
-    def finish(self) -> str:
-        """What is left of a character that was begun."""
-        return self._stream.finish()
-
-
-def text_of(tokenizer: GPT2Tokenizer, ids: Sequence[int]) -> str:
-    """The text of these ids, as a `Speller` spells it."""
-    speller = Speller(tokenizer)
-    return "".join([*map(speller.push, ids), speller.finish()])
-
-
-class _Enough(Exception):
-    """Raised out of a model's loop when a stop text has come up."""
-
-
-class Listener:
-    """Takes new ids one by one and passes on their characters; holds back what may become a stop text.
-
-    The parts passed on together are `text`: all that the ids say up to the first stop text, or to the end.
-    """
-
-    def __init__(self, tokenizer: GPT2Tokenizer, stops: Sequence[str], on_text: Callable[[str], Any]) -> None:
-        self._stream = Speller(tokenizer)
-        self._stops = tuple(stops)
-        self._on_text = on_text
-        self._held = ""
-        self.ids: list[int] = []
-        self.text = ""
-        self.stopped = False
-
-    def hear(self, new: Sequence[int]) -> None:
-        """Take the new id of one step. Raises: _Enough, which ends the text, at a stop text."""
-        self.ids.append(int(new[0]))
-        self._take(self._stream.push(self.ids[-1]))
-        if self.stopped:
-            raise _Enough
-
-    def finish(self) -> None:
-        """Pass on what is held back."""
-        if not self.stopped:
-            self._take(self._stream.finish())
-        if not self.stopped:
-            self._pass_on(len(self._held))
-
-    def _take(self, text: str) -> None:
-        self._held += text
-        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
-        if found:
-            self._pass_on(min(found))
-            self.stopped = True
-        else:
-            self._pass_on(len(self._held) - max((_overlap(self._held, stop) for stop in self._stops), default=0))
-
-    def _pass_on(self, count: int) -> None:
-        ready, self._held = self._held[:count], self._held[count:]
-        self.text += ready
-        if ready:
-            self._on_text(ready)
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` are the beginning of `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
+    log_probs: list[float] | None = None
+    score: float | None = None
 
 
 def write_text(
@@ -127,30 +55,117 @@ def write_text(
     prompt_ids: Sequence[int],
     settings: GenerationConfig,
     *,
-    stops: Sequence[str] = (),
+    assistant: Runner | None = None,
     on_text: Callable[[str], Any] = lambda text: None,
 ) -> Sample:
-    """Continue one prompt, passing characters to `on_text` as they are certain.
+    """Continue one prompt, passing characters to `on_text` as they are certain; with return_dict also log_probs.
 
     Raises: GenerationError, InputError, as the model's `generate`.
     """
-    listener = Listener(tokenizer, stops, on_text)
+    parts = []
     started = time.perf_counter()
-    with contextlib.suppress(_Enough):
-        runner.generate([list(prompt_ids)], settings, listener.hear)
+    stream = runner.stream([prompt_ids], settings, tokenizer, assistant)
+    with runner.place():
+        for part in stream:
+            parts.append(part)
+            on_text(part)
+    (done,) = stream.written
     seconds = time.perf_counter() - started
-    listener.finish()
-    ends = eos_ids(runner, settings)
-    finish = "stop" if listener.stopped else "end" if listener.ids and listener.ids[-1] in ends else "length"
-    return Sample(listener.text, listener.ids, finish, seconds)
+    return Sample("".join(parts), list(done.ids), done.finish, seconds, list(done.log_probs) or None)
 
 
-def eos_ids(runner: Runner, settings: GenerationConfig) -> tuple[int, ...]:
-    """The ids that end a text."""
-    chosen = settings.eos_token_id
-    if chosen is None:
-        return runner.config.eos_token_ids
-    return chosen if isinstance(chosen, tuple) else (chosen,)
+def write_texts(
+    runner: Runner,
+    tokenizer: GPT2Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationConfig,
+    *,
+    assistant: Runner | None = None,
+) -> list[Sample]:
+    """Continue several prompts at once, or one by any search: all texts of the first prompt, then of the next.
+
+    Raises: GenerationError, InputError, as the model's `generate`.
+    """
+    started = time.perf_counter()
+    out = runner.complete(prompts, settings, tokenizer, assistant)
+    seconds = time.perf_counter() - started
+    width = max(map(len, prompts))
+    rows, log_probs = runner.numbers(out.sequences), runner.numbers(out.log_probs)
+    scores = [None] * len(rows) if out.sequences_scores is None else runner.numbers(out.sequences_scores)
+    return [
+        Sample(text, row[width : width + count], finish, seconds, noted[:count], score)
+        for text, row, count, finish, noted, score in zip(
+            out.texts or (), rows, out.new_tokens or (), out.finish_reasons or (), log_probs, scores, strict=True
+        )
+    ]
+
+
+def check(
+    runner: Runner,
+    tokenizer: GPT2Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationConfig,
+    assistant: Runner | None = None,
+) -> None:
+    """Raise what `write_text` or `write_texts` would before it computes anything.
+
+    Raises: GenerationError, InputError.
+    """
+    if can_stream(settings):
+        runner.stream(prompts, settings, tokenizer, assistant).close()
+        return
+    from gpt2_core.generation import prepare
+
+    prepare(runner.config, list(prompts), generation_config=settings)
+
+
+def can_stream(settings: GenerationConfig) -> bool:
+    """Whether a text's characters are known before it ends."""
+    return settings.num_beams == 1 and settings.best_of is None
+
+
+def text_of(tokenizer: GPT2Tokenizer, ids: Iterable[int]) -> str:
+    """The text of these ids, special tokens left out; ids that the tokenizer does not have are U+FFFD."""
+    from gpt2_core.stopping import text_of
+
+    return text_of(tokenizer, ids)
+
+
+# -- prompts -------------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(model: str) -> GPT2Tokenizer:
+    """The tokenizer of a model: the one inside its file, where it has one, else that of its name or folder.
+
+    Raises: Failure with exit code 3 for files that cannot be used, HubError for a name that cannot be found.
+    """
+    from gpt2_app import vocabularies
+    from gpt2_app.failures import reading_a_model
+    from gpt2_core.files import existing
+
+    with reading_a_model():
+        path = existing(model)
+        inside = None if path is None or path.is_dir() else _inside(str(path))
+    return vocabularies.load_tokenizer(model) if inside is None else inside
+
+
+def _inside(file: str) -> GPT2Tokenizer | None:
+    """The tokenizer that a checkpoint's file holds beside its tensors, if it does."""
+    import tempfile
+    from pathlib import Path
+
+    from gpt2_core.checkpoints import open_checkpoint
+    from gpt2_core.tokenizer import GPT2Tokenizer
+    from gpt2_core.tokenizer_files import folder_files
+
+    with open_checkpoint(file) as checkpoint:
+        if checkpoint.tokenizer is None:
+            return None
+        parts = checkpoint.tokenizer()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in folder_files(parts):
+            (Path(folder) / name).write_bytes(content)
+        return GPT2Tokenizer.from_pretrained(folder)
 
 
 def prompt_ids(runner: Runner, tokenizer: GPT2Tokenizer, prompt: str) -> list[int]:

@@ -338,7 +338,8 @@ def _check_together(recipe: Recipe) -> None:
         raise ConfigError(f"min_lr={recipe.min_lr} is more than lr={recipe.lr}; lower it")
     if recipe.schedule == "constant" and recipe.min_lr and not recipe.cooldown_steps:
         raise ConfigError(
-            f"min_lr={recipe.min_lr} has no effect on schedule='constant' without cooldown_steps; set them, or leave it out"
+            f"min_lr={recipe.min_lr} has no effect on schedule='constant' without cooldown_steps; leave it out, or set "
+            "those"
         )
     if recipe.cooldown_steps and recipe.schedule != "constant":
         raise ConfigError(
@@ -455,7 +456,7 @@ def _toml(path: Path, text: str) -> Mapping[str, Any]:
             import tomli as tomllib
         except ImportError as cause:
             raise ConfigError(
-                f"{path} is TOML, which Python reads from 3.11 on, and before with the package tomli; pip install tomli, "
+                f"{path} is TOML, which Python reads from 3.11 on, and before with the package tomli; install it, "
                 "or write the recipe as .json"
             ) from cause
     try:

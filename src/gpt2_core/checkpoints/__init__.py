@@ -192,7 +192,7 @@ def named_format(name: str) -> Format:
     except KeyError:
         known = ", ".join(formats())
         raise CheckpointError(
-            f"format {name!r} is not known{nearest(name, list(formats()))}; expected {known}"
+            f"format {name!r} is not known; expected one of {known}{nearest(name, list(formats()))}"
         ) from None
 
 
