@@ -1,0 +1,94 @@
+"""LoRA's names, shapes and sums, without a framework."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gpt2_core.adapters import (
+    Lora,
+    adapter_table,
+    merge_all,
+    merged,
+    read_adapter,
+    target_kernels,
+    write_adapter,
+)
+from gpt2_core.checkpoints.tensors import Tensor
+from gpt2_core.errors import CheckpointError, ConfigError
+from gpt2_core.parameters import parameter_table
+from models import small_config
+
+CONFIG = small_config(n_layer=2)
+
+
+def test_targets_name_layers_by_the_end_of_their_names():
+    def names(*targets):
+        return [row.name.removeprefix("transformer.") for row in target_kernels(CONFIG, "lm", targets)]
+
+    assert names("attn.c_attn") == ["h.0.attn.c_attn.weight", "h.1.attn.c_attn.weight"]
+    assert len(names("c_proj")) == 4
+    assert names("h.1.mlp.c_fc") == ["h.1.mlp.c_fc.weight"]
+    with pytest.raises(ConfigError, match=r"did you mean 'attn\.c_attn'"):
+        names("attn.c_atn")
+
+
+def test_the_table_has_two_thin_matrices_a_kernel():
+    rows = adapter_table(CONFIG, "lm", Lora(3, 6.0, ("mlp.c_fc",)))
+    assert [(row.name.removeprefix("transformer.h.0."), row.shape, row.init) for row in rows[:2]] == [
+        ("mlp.c_fc.lora_A", (3, 8), "normal"),
+        ("mlp.c_fc.lora_B", (32, 3), "zeros"),
+    ]
+    assert len(rows) == 4
+
+
+def test_merging_adds_the_product_and_takes_it_out_again():
+    pick = np.random.default_rng(0)
+    kernel, a, b, x = (pick.normal(size=shape) for shape in ((8, 24), (2, 8), (24, 2), (5, 8)))
+    one = merged(kernel, a, b, 0.5)
+    np.testing.assert_allclose(x @ one, x @ kernel + 0.5 * (x @ a.T) @ b.T, atol=1e-12)
+    np.testing.assert_allclose(merged(one, a, b, 0.5, sign=-1), kernel, atol=1e-14)
+    assert merged(kernel.astype(np.float16), a, b, 0.5).dtype == np.float16
+
+
+def test_all_kernels_of_an_adapter_are_merged_and_no_others():
+    lora = Lora(2, 2.0, ("attn.c_attn",))
+    kernels = {row.name: np.zeros(row.shape) for row in parameter_table(CONFIG, "lm")}
+    arrays = {row.name: np.ones(row.shape) for row in adapter_table(CONFIG, "lm", lora)}
+    out = merge_all(kernels, arrays, lora.scale)
+    changed = {name for name in out if out[name].any()}
+    assert changed == {row.name for row in target_kernels(CONFIG, "lm", lora.targets)}
+    assert not any(value.any() for value in kernels.values())
+    with pytest.raises(CheckpointError, match="there is no other"):
+        merge_all(kernels, {"other.lora_A": np.ones((1, 1))}, 1.0)
+
+
+def test_an_adapter_is_read_as_it_was_written_and_by_peft_s_names(tmp_path):
+    lora = Lora(2, 4.0, ("attn.c_attn", "mlp.c_fc"), 0.1)
+    arrays = {row.name: np.random.default_rng(1).normal(size=row.shape).astype(np.float32)
+              for row in adapter_table(CONFIG, "lm", lora)}  # fmt: skip
+    write_adapter(tmp_path, lora, {name: Tensor.of(array) for name, array in arrays.items()}, "gpt2")
+    again, found, base = read_adapter(tmp_path)
+    assert (again, base) == (lora, "gpt2")
+    assert all((found[name] == arrays[name]).all() for name in arrays)
+    from safetensors.numpy import load_file
+
+    theirs = load_file(tmp_path / "adapter_model.safetensors")
+    assert "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight" in theirs
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (None, "holds no adapter_config.json"),
+        ("{}", "cannot be used"),
+        ('{"r": 1, "lora_alpha": 1, "target_modules": [], "peft_type": "IA3"}', "not of plain LoRA"),
+        ('{"r": 1, "lora_alpha": 1, "target_modules": [], "peft_type": "LORA", "use_dora": true}', "not of plain LoRA"),
+    ],
+)
+def test_an_adapter_that_cannot_be_read_is_reported(tmp_path, settings, words):
+    if settings is not None:
+        (tmp_path / "adapter_config.json").write_text(settings)
+    with pytest.raises(CheckpointError) as error:
+        read_adapter(tmp_path)
+    assert words in str(error.value)
