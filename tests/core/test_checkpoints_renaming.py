@@ -86,6 +86,16 @@ def test_a_moved_tensor_is_written_a_piece_at_a_time() -> None:
     assert max(map(len, pieces)) <= 1 << 20 and b"".join(pieces) == big.T.tobytes()
 
 
+def test_a_tensor_whose_numbers_stay_in_order_is_passed_on_in_its_own_pieces() -> None:
+    numbers = np.arange(24, dtype=np.float32)
+    tensor = Tensor("float32", (4, 6), pytest.fail, None, lambda: iter([numbers[:7], numbers[7:]]))
+    for text, shape in (("C F -> 1 C F", (1, 4, 6)), ("(H D) C -> H D C", (2, 2, 6)), ("C F -> C 1 F", (4, 1, 6))):
+        moved = arranged(tensor, pattern(text), {"H": 2})
+        assert moved is not None and moved.shape == shape and not pattern(text).moves
+        assert b"".join(moved.chunks()) == numbers.tobytes()
+    assert pattern("C F -> F C").moves and pattern("C (3 F) -> 3 C F").moves
+
+
 # A table --------------------------------------------------------------------------------------------------------------
 
 
@@ -124,6 +134,15 @@ def test_a_tensor_of_a_wrong_shape_keeps_it_so_that_it_is_reported() -> None:
     assert found.tensors["transformer.h.0.mlp.c_fc.weight"].shape == (3,)
     with pytest.raises(CheckpointError, match="does not fit the layout"):
         NAMES.to_file({"h.0.mlp.c_fc.weight": Tensor.of(np.zeros(3))}, CONFIG)
+
+
+def test_a_tensor_that_only_happens_to_have_our_shape_is_refused() -> None:
+    wrong = {"out": Tensor.of(np.zeros((11, 8))), "embeddings": Tensor.of(np.zeros((11, 8)))}
+    with pytest.raises(CheckpointFormatError, match=r"out is of shape \(11, 8\), expected 1 C V -> V C"):
+        NAMES.from_file(wrong)
+    squeezed = Names(Rule("h.{layer}.mlp.c_fc.bias", "b/{layer}", "N -> 1 N"))
+    with pytest.raises(CheckpointFormatError, match=r"^2 tensors .* b/0 is .*; b/1 is of shape \(5,\)"):
+        squeezed.from_file({f"b/{layer}": Tensor.of(np.zeros(5)) for layer in range(2)})
 
 
 def test_parts_that_are_not_alike_are_refused() -> None:

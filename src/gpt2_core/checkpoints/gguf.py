@@ -37,10 +37,9 @@ from numpy.typing import NDArray
 
 from gpt2_core.checkpoints import gguf_container, gguf_quantization, gguf_tokenizer
 from gpt2_core.checkpoints.gguf_container import BLOCK, CODES, DTYPES, Q8_0, Header, Value, text_of
-from gpt2_core.checkpoints.gguf_quantization import turned
 from gpt2_core.checkpoints.holds import INSIDE, About, Holds, objections
 from gpt2_core.checkpoints.naming import LM_HEAD, PREFIX, TOKENS, same_numbers
-from gpt2_core.checkpoints.renaming import Names, Rule
+from gpt2_core.checkpoints.renaming import Names, Rule, arranged, pattern
 from gpt2_core.checkpoints.tensors import Checkpoint, MappedFile, Shape, Tensor, as_tensors, converted, file_tensor
 from gpt2_core.config import ALIASES, GPT2Config
 from gpt2_core.errors import CannotHoldError, CheckpointError, CheckpointFormatError
@@ -69,6 +68,7 @@ HOLDS = Holds(
 )
 
 _KERNEL = "I O -> O I"
+_TURNED = pattern(_KERNEL)
 _PARTS = {
     "ln_1": "attn_norm",
     "attn.c_attn": "attn_qkv",
@@ -204,7 +204,9 @@ def rounded(name: str, tensor: Tensor, dtype: str) -> Tensor:
         raise CheckpointError(f"dtype is {dtype!r}; expected 'q8_0', the one quantized format here")
     if not _is_kernel(name):
         return gguf_quantization.rounded(tensor)
-    return turned(gguf_quantization.rounded(turned(tensor)))
+    there = arranged(tensor, _TURNED, {})
+    back = None if there is None else arranged(gguf_quantization.rounded(there), _TURNED, {})
+    return gguf_quantization.rounded(tensor) if back is None else back
 
 
 def remarks(about: About) -> tuple[str, ...]:
@@ -247,13 +249,8 @@ def _checkpoint(file: MappedFile, path: Path) -> Checkpoint:
     }
     config = _config(header, there)
     found = NAMES.from_file(there)
-    kernels = {
-        name: turned(there[found.names_in_file[name]])
-        for name, tensor in found.tensors.items()
-        if _is_kernel(name) and len(tensor.shape) == 2
-    }
     return Checkpoint(
-        found.tensors | kernels,
+        found.tensors,
         format=NAME,
         path=path,
         metadata=_metadata(header.values),
@@ -389,18 +386,13 @@ def _laid_out(given: Mapping[str, Tensor], about: About) -> tuple[dict[str, Tens
     reasons = objections(NAME, HOLDS, about.config, about.head, wanted.values())
     if reasons:
         raise CannotHoldError(f"this model cannot be written as gguf: {'; '.join(reasons)}")
+    rows = {row.ours: row.theirs[0] for row in NAMES.rows(about.config.n_layer)}
+    laid_out = NAMES.to_file(given, about.config)
+    dtypes = {rows[name.removeprefix(PREFIX)]: dtype for name, dtype in wanted.items()}
     ready = {
-        name: tensor if wanted[name] == "q8_0" else converted(tensor, wanted[name]) for name, tensor in given.items()
+        name: tensor if dtypes[name] == "q8_0" else converted(tensor, dtypes[name]) for name, tensor in laid_out.items()
     }
-    laid_out = NAMES.to_file(ready, about.config)
-    rows = {row.ours: row for row in NAMES.rows(about.config.n_layer)}
-    dtypes = {}
-    for name, tensor in ready.items():
-        row = rows[name.removeprefix(PREFIX)]
-        dtypes[row.theirs[0]] = wanted[name]
-        if row.pattern is not None:
-            laid_out[row.theirs[0]] = turned(tensor)
-    return laid_out, dtypes
+    return ready, dtypes
 
 
 def _without_tied_head(given: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:

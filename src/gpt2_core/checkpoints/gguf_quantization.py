@@ -22,7 +22,6 @@ from gpt2_core.errors import CheckpointError
 _BLOCK = np.dtype([("scale", "<f2"), ("numbers", "i1", (BLOCK,))])
 _PIECE = BLOCK << 11  # numbers at a time: what one step leaves is still in a core's cache for the next
 _READ = (1 << 20) // BLOCK_BYTES  # blocks read at a time
-_ROWS = 16  # of a transposed array at a time: as many numbers of float32 as a line of the cache holds
 
 
 def quantize(numbers: NDArray[Any]) -> NDArray[Any]:
@@ -92,28 +91,6 @@ def file_tensor(file: MappedFile, shape: Shape, offset: int) -> Tensor:
     return Tensor("float32", shape, lambda: _joined(pieces(), shape), release, pieces)
 
 
-def turned(tensor: Tensor) -> Tensor:
-    """The transpose of a table of numbers; a view, and for writers read from the front and put in order as it comes.
-
-    Copying a transposed view as numpy does jumps by a whole row for every number: seven times slower at its worst.
-    """
-
-    def pieces() -> Iterator[NDArray[Any]]:
-        rows, columns = tensor.shape
-        result = np.empty((columns, rows), STORAGE[tensor.dtype])
-        done = 0
-        for piece in _even(tensor, _ROWS * columns, rest=True):
-            for part in np.split(piece, range(_ROWS * columns, piece.size, _ROWS * columns)):
-                few = part.reshape(-1, columns)
-                result[:, done : done + len(few)] = few.T
-                done += len(few)
-        yield result
-
-    usable = len(tensor.shape) == 2 and tensor.size > 0
-    view = tensor.shape[::-1]
-    return Tensor(tensor.dtype, view, lambda: tensor.view().T, tensor.release, pieces if usable else None)
-
-
 def _joined(pieces: Iterator[NDArray[Any]], shape: Shape) -> NDArray[Any]:
     whole = np.empty(int(np.prod(shape, dtype=np.int64)), np.float32)
     done = 0
@@ -123,11 +100,8 @@ def _joined(pieces: Iterator[NDArray[Any]], shape: Shape) -> NDArray[Any]:
     return whole.reshape(shape)
 
 
-def _even(tensor: Tensor, count: int, *, rest: bool = False) -> Iterator[NDArray[Any]]:
-    """The numbers in order in pieces of a multiple of `count`, whatever pieces the tensor itself comes in.
-
-    The `rest` that is no multiple is given too, or is none.
-    """
+def _even(tensor: Tensor, count: int) -> Iterator[NDArray[Any]]:
+    """The numbers in order in pieces of a multiple of `count`, whatever pieces the tensor itself comes in."""
     left: list[NDArray[Any]] = []
     held = 0
     for chunk in tensor.chunks():
@@ -139,5 +113,3 @@ def _even(tensor: Tensor, count: int, *, rest: bool = False) -> Iterator[NDArray
             whole = held // count * count
             yield together[:whole]
             left, held = [together[whole:]], held - whole
-    if rest and held:
-        yield np.concatenate(left)

@@ -32,22 +32,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from gpt2_core.checkpoints import tensor_bundle
 from gpt2_core.checkpoints.holds import INSIDE, About, Holds, objections
-from gpt2_core.checkpoints.naming import PREFIX
 from gpt2_core.checkpoints.renaming import Names, Rule
 from gpt2_core.checkpoints.tensor_bundle import INDEX, Bundle
-from gpt2_core.checkpoints.tensors import STORAGE, Checkpoint, Shape, Tensor, as_tensors
+from gpt2_core.checkpoints.tensors import Checkpoint, Tensor, as_tensors
 from gpt2_core.checkpoints.tokenizers import OPENAI_FILES, openai_files
-from gpt2_core.config import GPT2Config
 from gpt2_core.errors import CannotHoldError, CheckpointError, CheckpointFormatError
 from gpt2_core.files import atomic_folder, atomic_write, file_inside, finish_interrupted_save, read_small_file
 from gpt2_core.parameters import Head
@@ -198,7 +195,7 @@ def write(
     if reasons:
         raise CannotHoldError(f"the model cannot be written as openai: {'; '.join(reasons)}")
     beside = _files_beside(about)
-    stored = _stored(given, about.config)
+    stored = NAMES.to_file(given, about.config)
     with atomic_folder(path, replaces=owns) as stage:
         for name, content in beside.items():
             with atomic_write(stage / name) as file:
@@ -324,11 +321,6 @@ def _checkpoint(bundle: Bundle, config: Mapping[str, int | float] | None, notes:
     there = {name: bundle.tensor(name) for name in names}
     _check_kernels(there, n_layer)
     found = NAMES.from_file(there)
-    for ours, theirs in found.names_in_file.items():
-        shape = found.tensors[ours].shape
-        if shape != there[theirs].shape:
-            # A kernel without its first axis has its numbers in the same order, so pieces of it can be passed on.
-            found.tensors[ours] = bundle.tensor(theirs, shape)
     folder = bundle.index.parent
     return Checkpoint(
         found.tensors,
@@ -432,20 +424,3 @@ def _files_beside(about: About) -> dict[str, bytes]:
         STATE: f'model_checkpoint_path: "{STEM}"\nall_model_checkpoint_paths: "{STEM}"\n'.encode(),
         STEM + _META_SUFFIX: _META,
     }
-
-
-def _stored(tensors: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:
-    """What goes into the file, as it stands there. A kernel's further axis moves nothing: its pieces pass through."""
-    rows = {row.ours: row.theirs[0] for row in NAMES.rows(config.n_layer)}
-    shaped = NAMES.to_file(tensors, config)
-    plain = {rows[name.removeprefix(PREFIX)]: tensor for name, tensor in tensors.items()}
-    return {name: _reshaped(plain[name], tensor.shape) for name, tensor in shaped.items()}
-
-
-def _reshaped(tensor: Tensor, shape: Shape) -> Tensor:
-    """The same numbers in the same order."""
-
-    def pieces() -> Iterator[NDArray[Any]]:
-        return (np.frombuffer(chunk, STORAGE[tensor.dtype]) for chunk in tensor.chunks())
-
-    return Tensor(tensor.dtype, shape, lambda: tensor.view().reshape(shape), tensor.release, pieces)

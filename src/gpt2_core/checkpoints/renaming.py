@@ -31,13 +31,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2_core.checkpoints.naming import HEADS, PREFIX
-from gpt2_core.checkpoints.tensors import Shape, Tensor
+from gpt2_core.checkpoints.tensors import Shape, Tensor, ahead, reshaped
 from gpt2_core.config import GPT2Config
 from gpt2_core.errors import CheckpointError, CheckpointFormatError
 
 LAYER = "{layer}"
 FURTHER = "{_layer}"
 _MOST_LAYERS = 10_000
+_MOST_LISTED = 10
 _NUMBER = re.compile("|".join(map(re.escape, (LAYER, FURTHER))))
 _OURS = re.compile(r"h\.(\d{1,9})\.")
 
@@ -61,6 +62,12 @@ class Pattern:
     def inverse(self) -> Pattern:
         """The way back."""
         return Pattern(self.there, self.here)
+
+    @property
+    def moves(self) -> bool:
+        """Whether numbers change their order; axes of 1 that come or go, and axes that are split or joined, do not."""
+        here, there = ([axis for group in side for axis in group if axis != "1"] for side in (self.here, self.there))
+        return here != there
 
     def shape(self, shape: Shape, sizes: Sizes) -> Shape | None:
         """The shape there of a tensor of `shape` here; None if no such tensor fits the pattern."""
@@ -199,10 +206,12 @@ class Names:
 
         A name without a row, and a tensor that its row's pattern does not fit, keep their name and shape, so that
         matching them with a model reports them. `sizes` are needed only by patterns that take an axis apart on the way
-        here. Raises: CheckpointFormatError if two tensors would end under one name.
+        here. Raises: CheckpointFormatError if two tensors would end under one name, and for tensors that stand there
+        with as many axes as here, where the format has others: their shapes might match, and nobody knows their order.
         """
         found = Renamed()
         left = dict(tensors)
+        strange: list[str] = []
         for row in self.rows(self.layers_in(tensors)):
             parts = [left[name] for name in row.theirs if name in left]
             if len(parts) == len(row.theirs):
@@ -211,6 +220,12 @@ class Names:
                 ours = PREFIX + row.ours if not _is_head(row.ours) else row.ours
                 found.tensors[ours] = _here(row, parts, sizes or {})
                 found.names_in_file[ours] = ", ".join(row.theirs)
+                if found.tensors[ours] is parts[0] and row.pattern and len(parts[0].shape) == len(row.pattern.here):
+                    strange.append(f"{row.theirs[0]} is of shape {parts[0].shape}, expected {row.pattern.inverse}")
+        if strange:
+            raise CheckpointFormatError(
+                f"{len(strange)} tensors are not laid out as the format has them: {'; '.join(strange[:_MOST_LISTED])}"
+            )
         for name, tensor in left.items():
             if name in found.tensors:
                 raise CheckpointFormatError(f"it holds {name!r}, which is also what {found.names_in_file[name]!r} is")
@@ -293,6 +308,8 @@ def _there(row: Row, tensor: Tensor, sizes: Sizes) -> Iterator[tuple[str, Tensor
         yield row.theirs[0], tensor
         return
     whole = arranged(tensor, row.pattern, sizes)
+    # Putting numbers in order is work that a thread does while the writer waits for the disk.
+    whole = ahead(whole) if whole is not None and row.pattern.moves and not row.split else whole
     if whole is None or (row.split and whole.shape[0] != len(row.theirs)):
         raise CheckpointError(f"{row.ours} of shape {tensor.shape} does not fit the layout {row.pattern}")
     if not row.split:
@@ -310,9 +327,12 @@ def _part(whole: Tensor, index: int, last: bool) -> Tensor:
 def arranged(tensor: Tensor, layout: Pattern, sizes: Sizes) -> Tensor | None:
     """The tensor laid out by a pattern, lazily; None if it does not fit.
 
-    Its view is one of the file where that is possible, so that writers put it in order a piece at a time.
+    Its view is one of the file where that is possible, so that writers put it in order a piece at a time. Where no
+    number changes its place the pieces are those of the tensor itself.
     """
     shape = layout.shape(tensor.shape, sizes)
     if shape is None:
         return None
+    if not layout.moves:
+        return reshaped(tensor, shape)
     return Tensor(tensor.dtype, shape, lambda: layout.view(tensor.view(), sizes), tensor.release)

