@@ -1,0 +1,416 @@
+"""One model, one thread, many requests: they are written together, token by token, and come and go between steps.
+
+    scheduler = Scheduler(loaded, Limits())
+    job = scheduler.submit(Ask(...), tell)        tell(event) is called from the scheduler's thread
+    job.cancel()                                  its rows are gone before the next step
+
+Each step every row gets one token: the steps of all requests are one pass of the model. A context is read once for all
+its samples, in pieces between which the others go on. The numbers that draw a token depend on (seed, row, step) alone,
+so a text is the same whoever else is being served.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpt2_app.web.metrics import Metrics
+from gpt2_app.web.picking import Pick, Rules, Turn, pick
+from gpt2_app.web.rows import Contexts, LiveRows
+from gpt2_app.web.tensors import Ids, Tensors
+from gpt2_core.config import GPT2Config
+from gpt2_core.engine import Engine
+from gpt2_core.errors import Gpt2Error
+from gpt2_core.stopping import TextPieces
+from gpt2_core.texts import END, LENGTH, STOP, TIME
+from gpt2_core.tokenizer import GPT2Tokenizer
+from gpt2_core.uniforms import uniforms
+
+logger = logging.getLogger("gpt2.write")
+
+# Rows that ended are dropped when they are at least this share: dropping copies the cache of the others.
+_ENDED_SHARE = 1 / 8
+# How many tokens of contexts are read between two steps, so that nobody waits long for the others' beginnings.
+_READ_AT_ONCE = 512
+# Of how many requests the mean time is taken that a client is told to come back after.
+_REMEMBERED = 32
+CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a scheduler takes on: requests that wait, rows at once, bytes of cache of all rows together."""
+
+    waiting: int = 64
+    rows: int = 96
+    cache_bytes: int = 1 << 30
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One context and what to write after it.
+
+    ids: what the model reads. samples: how many texts; they draw with the numbers of rows first_row, first_row + 1, ...
+    length: the most new tokens of each; ids and they fit the model. deadline: when time is up, by time.monotonic().
+    choices: how many of the likeliest tokens to tell of at each step. begins_word: the first token begins with a space.
+    """
+
+    ids: tuple[int, ...]
+    rules: Rules
+    seed: int
+    length: int
+    deadline: float
+    samples: int = 1
+    first_row: int = 0
+    stops: tuple[str, ...] = ()
+    choices: int = 0
+    begins_word: bool = False
+
+
+@dataclass(frozen=True)
+class Token:
+    """One new token: of which sample, what text it makes certain, and, if that ends the text, why."""
+
+    sample: int
+    pick: Pick
+    text: str
+    finish: str | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """The new tokens of one request; ``done`` when no sample goes on."""
+
+    tokens: tuple[Token, ...]
+    done: bool
+
+
+@dataclass(frozen=True)
+class Ended:
+    """No more tokens, because time was up ("time") or nobody wanted them ("cancelled")."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The model could not go on."""
+
+    error: Exception
+
+
+Event = Step | Ended | Failed
+
+
+class Busy(Exception):
+    """More requests wait than are taken; ``retry_after`` is in seconds."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"too many requests are waiting; try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class Loaded(Protocol):
+    """A model that a scheduler can own."""
+
+    network: Any
+    tokenizer: GPT2Tokenizer
+    config: GPT2Config
+
+    def tensors(self) -> Tensors:
+        """The operations of its framework."""
+
+    def prepare_thread(self) -> None:
+        """Called in the thread that will run the model."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A request that a scheduler has taken on."""
+
+    ask: Ask
+    tell: Callable[[Event], Any]
+    numbers: Any
+    started: float = field(default_factory=time.monotonic)
+    open: int = 0  # samples that go on
+    cancelled: bool = False
+    ended: bool = False
+
+    def cancel(self) -> None:
+        """Write no more; from any thread."""
+        self.cancelled = True
+
+    def end(self, event: Event | None) -> None:
+        """The last word; of several the first one counts."""
+        if not self.ended:
+            self.ended = True
+            if event is not None:
+                self.tell(event)
+
+
+@dataclass(eq=False)
+class _Row:
+    """One sample as it grows."""
+
+    job: Job
+    sample: int
+    pieces: TextPieces
+    made: int = 0
+    last: int = 0
+
+    @property
+    def is_open(self) -> bool:
+        return not (self.job.ended or self.job.cancelled) and self.made >= 0
+
+    def close(self) -> None:
+        self.made = -1
+        self.job.open -= 1
+
+
+class Scheduler:
+    """Owns a model: the only one that runs it."""
+
+    def __init__(self, loaded: Loaded, limits: Limits | None = None, metrics: Metrics | None = None) -> None:
+        self._loaded = loaded
+        self._limits = limits or Limits()
+        self._metrics = metrics or Metrics()
+        config = loaded.config
+        # Keys and values in float32 (the reference computes in float64; nobody runs it for many).
+        self._column_bytes = 8 * sum(config.heads_of(i) for i in range(config.n_layer)) * config.head_dim
+        self._inside = _inside_words(loaded.tokenizer, config.vocab_size)
+        self._waiting: deque[Job] = deque()
+        self._rows: list[_Row] = []  # as they stand in the live batch
+        self._times: deque[float] = deque(maxlen=_REMEMBERED)
+        self._reading: Job | None = None
+        self._stopping = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="gpt2-scheduler", daemon=True)
+        self._thread.start()
+
+    # -- from any thread -----------------------------------------------------------------------------------------
+
+    def submit(self, ask: Ask, tell: Callable[[Event], Any]) -> Job:
+        """Take on a request. Raises: Busy."""
+        return self.submit_all([(ask, tell)])[0]
+
+    def submit_all(self, asks: Sequence[tuple[Ask, Callable[[Event], Any]]]) -> list[Job]:
+        """Take on several requests, or none. Raises: Busy."""
+        jobs = []
+        for ask, tell in asks:
+            rows = range(ask.first_row, ask.first_row + ask.samples)
+            jobs.append(Job(ask, tell, uniforms(ask.seed, rows, range(ask.length))))
+        with self._changed:
+            if self._stopping or len(self._waiting) + len(jobs) > self._limits.waiting:
+                self._metrics.count("gpt2_requests_refused_total")
+                raise Busy(self.retry_after())
+            self._waiting.extend(jobs)
+            self._changed.notify()
+        return jobs
+
+    def retry_after(self) -> int:
+        """After how many seconds there may be room, from 1 to 60."""
+        mean = sum(self._times) / len(self._times) if self._times else 1.0
+        return int(min(60, max(1, round(mean))))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has nothing to do."""
+        with self._changed:
+            return not (self._waiting or self._rows or self._reading)
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Requests that wait, and rows that are written."""
+        return len(self._waiting), sum(row.is_open for row in self._rows)
+
+    def wake(self) -> None:
+        """Look now whether a request was cancelled."""
+        with self._changed:
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """End all requests and the thread; returns when it has ended."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    # -- its own thread ------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        self._loaded.prepare_thread()
+        self._tensors = self._loaded.tensors()
+        self._contexts = Contexts(self._loaded.network, self._tensors)
+        self._live = LiveRows(self._contexts, self._tensors)
+        while True:
+            with self._changed:
+                while not (self._stopping or self._waiting or self._rows):
+                    self._changed.wait()
+                if self._stopping:
+                    break
+            try:
+                self._admit()
+                self._step()
+            except Exception as error:  # whatever a framework raises must not end the thread that all wait for
+                self._fail_all(error)
+        for job in [*(row.job for row in self._rows), *self._waiting]:
+            job.end(Ended(CANCELLED))
+
+    def _fail_all(self, error: Exception) -> None:
+        if not isinstance(error, Gpt2Error):
+            logger.exception("the model failed")
+        for row in self._rows:
+            row.job.end(Failed(error))
+        self._rows = []
+        self._live = LiveRows(self._contexts, self._tensors)
+        self._contexts.forget()
+
+    def _admit(self) -> None:
+        """Read contexts of those who wait, as many as there is room and time for, and let them join."""
+        readers: list[tuple[Engine, int]] = []
+        joining: list[_Row] = []
+        budget = _READ_AT_ONCE
+        while budget > 0 and (job := self._next(joining)) is not None:
+            self._reading = job
+            try:
+                engine = self._read(job)
+            except Exception as error:
+                if not isinstance(error, Gpt2Error):
+                    logger.exception("reading a context failed")
+                job.end(Failed(error))
+                engine = None
+            if engine is not None:
+                readers.append((engine, job.ask.samples))
+                job.open = job.ask.samples
+                for sample in range(job.ask.samples):
+                    joining.append(_Row(job, sample, TextPieces(self._loaded.tokenizer, job.ask.stops)))
+            budget -= len(job.ask.ids)
+        if readers:
+            self._live.join(readers)
+        with self._changed:
+            self._rows = [*self._rows, *joining]
+            self._reading = None
+
+    def _next(self, joining: Sequence[_Row]) -> Job | None:
+        """The next request for which there is room; those that nobody waits for any more are passed over."""
+        while True:
+            with self._changed:
+                if not self._waiting:
+                    return None
+                job = self._waiting[0]
+                if job.ended or job.cancelled or time.monotonic() >= job.ask.deadline:
+                    self._waiting.popleft()
+                elif self._has_room(job, joining):
+                    return self._waiting.popleft()
+                else:
+                    return None
+            self._end(job)
+
+    def _has_room(self, job: Job, joining: Sequence[_Row]) -> bool:
+        rows = len(self._live) + len(joining)
+        if not rows:
+            return True  # whoever is alone is served, however large
+        more, limits = job.ask.samples, self._limits
+        width = max(self._live.width, len(job.ask.ids)) + job.ask.length
+        return rows + more <= limits.rows and (rows + more) * width * self._column_bytes <= limits.cache_bytes
+
+    def _read(self, job: Job) -> Engine | None:
+        """An engine that has read the request's context; None where nobody waits for it any more."""
+        engine: Engine | None = None
+        started = time.monotonic()
+        pieces = self._contexts.read(job.ask.ids)
+        for number, engine in enumerate(pieces):  # noqa: B007 (the last one is what is wanted)
+            if job.cancelled or time.monotonic() >= job.ask.deadline:
+                self._end(job)
+                return None
+            if number and self._rows:
+                self._step()
+        self._metrics.count("gpt2_context_tokens_total", len(job.ask.ids))
+        self._metrics.observe("gpt2_context_seconds", time.monotonic() - started)
+        return engine
+
+    def _end(self, job: Job) -> None:
+        """Nobody waits for it, or its time was up."""
+        if job.cancelled:
+            self._metrics.count("gpt2_requests_cancelled_total")
+        job.end(Ended(CANCELLED if job.cancelled else TIME))
+
+    def _step(self) -> None:
+        """One token for every row."""
+        self._drop()
+        if not self._rows:
+            return
+        started = time.monotonic()
+        picks = pick(self._tensors, self._live.logits, [self._turn(row) for row in self._rows])
+        told: dict[Job, list[Token]] = {}
+        for row, choice in zip(self._rows, picks, strict=True):
+            row.last = choice.token
+            if row.is_open:
+                told.setdefault(row.job, []).append(self._add(row, choice, started))
+        for job, tokens in told.items():
+            job.tell(Step(tuple(tokens), done=job.open == 0))
+            if job.open == 0:
+                job.end(None)
+                self._times.append(time.monotonic() - job.started)
+        self._metrics.count("gpt2_tokens_total", sum(map(len, told.values())))
+        self._drop()
+        if self._rows:
+            self._live.read(np.array([row.last for row in self._rows], np.int64))
+        self._metrics.count("gpt2_steps_total")
+        self._metrics.observe("gpt2_step_seconds", time.monotonic() - started)
+
+    def _turn(self, row: _Row) -> Turn:
+        ask = row.job.ask
+        if not row.is_open:
+            return Turn(Rules(temperature=0), 0.0)
+        banned = self._inside if ask.begins_word and row.made == 0 else None
+        return Turn(ask.rules, float(row.job.numbers[row.sample, row.made]), banned, ask.choices)
+
+    def _add(self, row: _Row, choice: Pick, now: float) -> Token:
+        """The new token of a row, and whether it ends it."""
+        ask = row.job.ask
+        text = row.pieces.push(choice.token)
+        row.made += 1
+        finish = None
+        if choice.token in self._loaded.config.eos_token_ids:
+            finish = END
+        elif row.pieces.stopped:
+            finish = STOP
+        elif row.made >= ask.length:
+            finish = LENGTH
+        elif now >= ask.deadline:
+            finish = TIME
+        if finish is not None:
+            text += row.pieces.finish()
+            row.close()
+        return Token(row.sample, choice, text, finish)
+
+    def _drop(self) -> None:
+        """Let go of rows that have ended, where that is worth the copying."""
+        for row in self._rows:
+            if row.job.cancelled and not row.job.ended:
+                self._end(row.job)
+        going = np.array([row.is_open for row in self._rows], np.bool_)
+        ended = len(going) - int(going.sum())
+        if not ended or (going.any() and ended < _ENDED_SHARE * len(going)):
+            return
+        rows: Ids = np.flatnonzero(going)
+        self._live.keep(rows)
+        with self._changed:
+            self._rows = [self._rows[row] for row in rows]
+
+
+def _inside_words(tokenizer: GPT2Tokenizer, size: int) -> Ids:
+    """The tokens that do not begin a new word after a space; special ones end a text, and may come anywhere."""
+    special = set(tokenizer.all_special_ids)
+    spelt = [tokenizer.decode_bytes([index]) for index in range(min(size, len(tokenizer)))]
+    inside = [i for i, each in enumerate(spelt) if i not in special and (not each.startswith(b" ") or each.isspace())]
+    return np.array([*inside, *range(len(spelt), size)], np.int64)
