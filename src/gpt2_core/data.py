@@ -15,6 +15,18 @@ The parts: `data_shards` (files), `data_order` (the order), `data_batches`, `dat
 from __future__ import annotations
 
 from gpt2_core.data_batches import IGNORED, Batch, Batches
+from gpt2_core.data_examples import TASKS, Examples, read_examples
 from gpt2_core.data_shards import MANIFEST, TokenData, open_data, verify_data
 
-__all__ = ["IGNORED", "MANIFEST", "Batch", "Batches", "TokenData", "open_data", "verify_data"]
+__all__ = [
+    "IGNORED",
+    "MANIFEST",
+    "TASKS",
+    "Batch",
+    "Batches",
+    "Examples",
+    "TokenData",
+    "open_data",
+    "read_examples",
+    "verify_data",
+]
