@@ -1,17 +1,17 @@
 """Examples of tasks, one JSON object a line, as rows for `Batches`: instruction pairs, classes, next utterances.
 
-    task            a line has                                  a row is                            learnt
-    instruction     "prompt", "response"                        <end> prompt response <end>         response <end>
-    classification  "text", "label"                             text <end>                          the class
-    double_heads    "context", "candidates", "label"            for each candidate                  the right one's tokens,
-                                                                <end> context candidate <end>       and which is right
+    task            a line has                          a row is                          learnt
+    instruction     "prompt", "response"                <end> prompt response <end>       response <end>
+    classification  "text", "label"                     text <end>                        the class
+    double_heads    "context", "candidates", "label"    for each candidate                the right one's tokens,
+                                                        <end> context candidate <end>     and which is right
 
 <end> is the tokenizer's end-of-text token. Prompt and response are tokenised each by itself and joined as they are: put
-a space or a line feed between them into one of the two. A context may be a list of turns, which line feeds join. A label
-is a number from 0 or, for classes, any string; of the candidates it is the place of the right one.
+a space or a line feed between them into one of the two. A context may be a list of turns, which line feeds join. A
+label is a number from 0 or, for classes, any string; of the candidates it is the place of the right one.
 
-A row that is too long loses the beginning of its prompt or context, then the end of what is learnt. The class is read at
-the last token, <end>, which stays.
+A row that is too long loses the beginning of its prompt or context, then the end of what is learnt. The class is read
+at the last token, <end>, which stays.
 
 Source: Radford et al. 2018, section 3.3 (the last token is the one a class is read from); Wolf et al. 2019,
 "TransferTransfo", section 4 (next utterance among distractors, the language model on the right one alone).
