@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from gpt2_app import compare, convert, decode, encode, failures, generate, info, vocabularies
+from gpt2_app import compare, convert, decode, encode, failures, generate, info, vocabularies, write
 from gpt2_app.wording import Options
 from gpt2_core.errors import Gpt2Error
 
@@ -117,5 +117,6 @@ for _name, _command in (
     ("info", info.command),
     ("compare", compare.command),
     ("convert", convert.command),
+    ("write", write.command),
 ):
     app.command(_name, help=_paragraphs(_command))(_command)
