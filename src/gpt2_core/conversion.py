@@ -21,7 +21,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gpt2_core.checkpoints import Checkpoint, Format, is_weight_file, named_format, open_checkpoint, write_with
+from gpt2_core.checkpoints import (
+    Checkpoint,
+    Format,
+    detect,
+    is_weight_file,
+    named_format,
+    open_checkpoint,
+    write_with,
+)
 from gpt2_core.checkpoints.configs import ARCHITECTURES, Known, config_of, folder_of, head_of
 from gpt2_core.checkpoints.holds import (
     BESIDE,
@@ -49,7 +57,7 @@ from gpt2_core.errors import (
     VerificationError,
     WriteError,
 )
-from gpt2_core.files import atomic_folder, file_inside, finish_interrupted_save, staged_file
+from gpt2_core.files import atomic_folder, existing, file_inside, finish_interrupted_save, staged_file
 from gpt2_core.parameters import Head, parameter_table
 from gpt2_core.tokenizer_files import TokenizerParts
 from gpt2_core.verification import Verification, check_tensors, compare_outputs
@@ -136,9 +144,10 @@ def open_source(
     CheckpointMismatchError for missing, unexpected and misshaped tensors, all together; CheckpointError and its other
     kinds for files that cannot be read.
     """
-    path = Path(name_or_path).expanduser()
     options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    if not path.exists():
+    path = existing(name_or_path) or _beginning_of_names(name_or_path)
+    local = path is not None
+    if path is None:
         from gpt2_core.hub import resolve
 
         path = resolve(str(name_or_path), kind="model", **options)  # type: ignore[arg-type]
@@ -148,11 +157,19 @@ def open_source(
         known = Known(config, "given") if config is not None else _config_of(checkpoint)
         stands = Head(head) if head is not None else head_of(checkpoint, known.config)
         matching = _match(checkpoint, known.config, stands, chosen=head is not None)
-        tokenizer = _find_tokenizer(str(name_or_path), checkpoint, known.config, options)
+        tokenizer = _find_tokenizer(None if local else str(name_or_path), checkpoint, known.config, options)
     except BaseException:
         checkpoint.close()
         raise
     return Source(str(name_or_path), checkpoint, known, stands, matching, tokenizer)
+
+
+def _beginning_of_names(given: str | Path) -> Path | None:
+    """What a format finds that several files begin with the name of, as those of model.ckpt do; None if nothing."""
+    try:
+        return detect(Path(given).expanduser())[1]
+    except (CheckpointError, ValueError, RuntimeError):  # no file; what no path can be; no home folder
+        return None
 
 
 def _config_of(checkpoint: Checkpoint) -> Known:
@@ -177,16 +194,16 @@ def _match(checkpoint: Checkpoint, config: GPT2Config, head: Head, *, chosen: bo
 
 
 def _find_tokenizer(
-    name: str, checkpoint: Checkpoint, config: GPT2Config, options: Mapping[str, Any]
+    name: str | None, checkpoint: Checkpoint, config: GPT2Config, options: Mapping[str, Any]
 ) -> TokenizerSource | None:
-    """The tokenizer inside the checkpoint, beside it, on the hub, or the embedded one that goes with the name."""
+    """The tokenizer inside the checkpoint, or beside it; on the hub, or the embedded one, if that is where `name` is."""
     from gpt2_core.tokenizer import EMBEDDED_NAMES
 
     if checkpoint.tokenizer is not None:
         return TokenizerSource(f"inside {checkpoint.path}", checkpoint.tokenizer)
     folder = folder_of(checkpoint.path)
     here = [file for file in (*HUB_FILES, *OPENAI_FILES) if (folder / file).is_file()]
-    if not here and not Path(name).expanduser().exists() and name not in EMBEDDED_NAMES:
+    if not here and name is not None and name not in EMBEDDED_NAMES:
         folder, here = _tokenizer_of_the_hub(name, options)
     if here:
         files = tuple(file_inside(folder, file, what="the folder") for file in here if file in HUB_FILES)

@@ -201,6 +201,20 @@ def test_names_there_are_those_of_both_files(tmp_path: Path) -> None:
     assert (row.source_name, row.target_name) == ("fcw[1]", "transformer/h/1/mlp/c_fc/kernel")
 
 
+def test_what_the_files_of_a_checkpoint_begin_with_is_a_source_and_no_name_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt2_core.hub.resolve", lambda *given, **options: pytest.fail(f"asked the hub for {given}"))
+    convert(model(tmp_path / "a"), tmp_path / "b", "openai")
+    for format in (None, "openai"):
+        report = convert(tmp_path / "b" / "model.ckpt", tmp_path / (format or "c"), "safetensors", format=format)
+        assert report.plan.source.checkpoint.path.name == "model.ckpt.index"
+        assert bits(report.plan.target) == bits(tmp_path / "a")
+    monkeypatch.chdir(tmp_path / "b")
+    with open_source("model.ckpt") as opened:
+        assert opened.config.n_head == CONFIG.n_head and opened.tokenizer is None
+
+
 def test_missing_unexpected_and_misshaped_tensors_are_reported_together(tmp_path: Path) -> None:
     odd = model(
         tmp_path,

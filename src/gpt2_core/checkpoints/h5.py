@@ -150,7 +150,11 @@ def read(path: str | Path, *, writable: bool = False) -> Checkpoint:
     entry = LAYOUT.find(path) if path.is_dir() else path
     model = _model_in(entry) if entry is not None and entry.suffix == ".json" else ""
     opened = read_layout(LAYOUT, path, partial(_read_file, model=model), writable=writable)
-    return _translated(opened)
+    try:
+        return _translated(opened)
+    except CheckpointFormatError as cause:
+        opened.close()
+        raise CheckpointFormatError(f"{opened.path} is not a tf_model.h5 of a GPT-2: {cause}") from cause
 
 
 def write(
