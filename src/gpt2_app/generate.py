@@ -1,44 +1,39 @@
-"""`gpt2 generate`: text to the terminal as it is written, or a JSON object for each sample."""
+"""`gpt2 generate`: text to the terminal as it is written, or a JSON object for each text."""
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpt2_app import backends, terminal, writing
-from gpt2_app.failures import clean_interrupt
-from gpt2_app.sources import check_argument, decoded, one_source, open_source
-from gpt2_app.vocabularies import DEFAULT_MODEL, load_tokenizer
+from gpt2_app import backends, generate_settings, generate_view, terminal, writing
+from gpt2_app.generate_settings import CANDIDATES, FILL, LENGTH, NAMES, TEMPERATURE, TOP_K
+from gpt2_app.sources import check_argument
+from gpt2_app.vocabularies import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from gpt2_app.backends import Runner
     from gpt2_core.sampling import GenerationConfig
-    from gpt2_core.tokenizer import GPT2Tokenizer
 
-# For stories: a little cooler than the model's own distribution, which keeps a small one on its subject, and without
-# its long tail; 40 is what the samples published with GPT-2 were drawn with (openai/gpt-2, README.md).
-TEMPERATURE, TOP_K = 0.7, 40
-LENGTH = 200  # about 150 words
-FILL = -1
-# How the settings that the library's messages name are typed here.
+__all__ = ["OPTIONS", "TEMPERATURE", "TOP_K", "command"]
+
+# How what the library's messages name is typed here; sentences come first, as they hold names.
 OPTIONS = {
-    "max_new_tokens": ("--length", "--max-new-tokens", "-n"),
-    "top_k": ("--top-k",),
-    "top_p": ("--top-p",),
-    "min_p": ("--min-p",),
-    "repetition_penalty": ("--repetition-penalty",),
-    "temperature": ("--temperature", "-t"),
-    "seed": ("--seed", "-s"),
-    "dtype": ("--dtype",),
-    "device": ("--device",),
-    "framework": ("--framework", "-F"),
+    "pass sliding_window=True": ("use --sliding-window half",),
+    "pass its id as eos_token_id=": ("use --eos ",),
+    "pass do_sample=True or num_beams": ("leave out --greedy, or pass --beams",),
+    "pass do_sample=True": ("leave out --greedy",),
     "leave out do_sample": ("use --greedy",),
     'use "gpt2"': ("use --tokenizer gpt2",),
+    **NAMES,
+    "do_sample": ("--sample",),
+    "assistant_model": ("--assistant",),
+    "dtype": ("--dtype",),
+    "device": ("--device",),
+    "framework": ("--framework",),
 }
+_TOKENS, _SEARCH, _END = "Which token", "Which text", "Where it ends"
+_FAST, _SHOWN = "How it is computed", "What is shown"
 
 
 def command(
@@ -48,16 +43,24 @@ def command(
     file: Annotated[
         Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read the prompt from a file.")
     ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts", metavar="FILE", help="Read several prompts: one a line; of a .jsonl strings, or {prompt: ...}."
+        ),
+    ] = None,
     model: Annotated[
-        str, typer.Option("--model", "-m", metavar="NAME|FOLDER", help="gpt2-tales ships with the package.")
+        str, typer.Option("--model", "-m", metavar="NAME|FOLDER|FILE", help="gpt2-tales ships with the package.")
     ] = DEFAULT_MODEL,
     tokenizer: Annotated[
         str | None,
         typer.Option(metavar="NAME|FOLDER", help="Whose vocabulary, where the model's folder has none."),
     ] = None,
-    framework: Annotated[
-        str | None,
-        typer.Option("--framework", "-F", metavar=backends.CHOICES, help="Default: the first that is installed."),
+    settings_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--settings", metavar="FILE", help="Start from a generation_config.json; options take the place of its own."
+        ),
     ] = None,
     length: Annotated[
         int | None,
@@ -66,217 +69,295 @@ def command(
             "--max-new-tokens",
             "-n",
             help=f"How many tokens to add; {FILL} fills the model's window. Default: {LENGTH}, or what fits.",
+            rich_help_panel=_END,
         ),
     ] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest token every time.")] = False,
+    min_new_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="No end of text before so many new tokens.", rich_help_panel=_END),
+    ] = None,
+    max_time: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="End after so long, with what there is.", rich_help_panel=_END),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option("--stop", metavar="TEXT", help="End before this text; may be given again.", rich_help_panel=_END),
+    ] = None,
+    eos: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--eos",
+            metavar="ID",
+            help="End with this token, in place of the model's own; may be given again.",
+            rich_help_panel=_END,
+        ),
+    ] = None,
+    sliding_window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="half|N",
+            help="Go on beyond the model's window, reading at least this many of the last tokens.",
+            rich_help_panel=_END,
+        ),
+    ] = None,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Take the likeliest token every time.", rich_help_panel=_TOKENS)
+    ] = False,
     temperature: Annotated[
         float | None,
-        typer.Option("--temperature", "-t", help=f"Lower is safer, higher is wilder. Default: {TEMPERATURE}."),
+        typer.Option(
+            "--temperature",
+            "-t",
+            help=f"Lower is safer, higher is wilder. Default: {TEMPERATURE}.",
+            rich_help_panel=_TOKENS,
+        ),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(help=f"Draw from the K likeliest tokens; 0 from all. Default: {TOP_K}.")
+        int | None,
+        typer.Option(
+            metavar="K",
+            help=f"Draw from the K likeliest tokens; 0 from all. Default: {TOP_K}.",
+            rich_help_panel=_TOKENS,
+        ),
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Draw from the likeliest tokens that together have this share.")
+        float | None,
+        typer.Option(
+            metavar="P", help="Draw from the likeliest tokens that together have this share.", rich_help_panel=_TOKENS
+        ),
     ] = None,
     min_p: Annotated[
-        float | None, typer.Option(help="Leave out tokens less likely than this share of the likeliest.")
+        float | None,
+        typer.Option(
+            metavar="P", help="Leave out tokens less likely than this share of the likeliest.", rich_help_panel=_TOKENS
+        ),
+    ] = None,
+    typical_p: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P", help="Draw from the most typical tokens that have this share.", rich_help_panel=_TOKENS
+        ),
     ] = None,
     repetition_penalty: Annotated[
-        float | None, typer.Option(help="Above 1: tokens that came up already are made less likely.")
+        float | None,
+        typer.Option(
+            metavar="X", help="Above 1: tokens that came up already are made less likely.", rich_help_panel=_TOKENS
+        ),
+    ] = None,
+    no_repeat_ngram_size: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="No N tokens in a row come up twice.", rich_help_panel=_TOKENS),
+    ] = None,
+    bad_words: Annotated[
+        list[str] | None,
+        typer.Option("--bad-words", metavar="TEXT", help="Not this text; may be given again.", rich_help_panel=_TOKENS),
+    ] = None,
+    suppress: Annotated[
+        list[int] | None,
+        typer.Option("--suppress", metavar="ID", help="Not this token; may be given again.", rich_help_panel=_TOKENS),
+    ] = None,
+    begin_suppress: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--begin-suppress", metavar="ID", help="Not this token as the first one.", rich_help_panel=_TOKENS
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", "-s", help="The same seed gives the same text. Default: a fresh one, shown.")
+        int | None,
+        typer.Option(
+            "--seed",
+            "-s",
+            help="The same seed gives the same text. Default: a fresh one, shown.",
+            rich_help_panel=_TOKENS,
+        ),
     ] = None,
-    samples: Annotated[int, typer.Option("--samples", "-N", min=1, help="How many texts; each has the next seed.")] = 1,
-    stop: Annotated[
-        list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text; may be given again.")
+    beams: Annotated[
+        int | None,
+        typer.Option(
+            "--beams", "--num-beams", metavar="N", help="Follow so many beginnings at once.", rich_help_panel=_SEARCH
+        ),
+    ] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Draw, also with --beams.", rich_help_panel=_SEARCH)] = False,
+    beam_groups: Annotated[
+        int | None,
+        typer.Option(
+            "--beam-groups",
+            "--num-beam-groups",
+            metavar="N",
+            help="Groups of beams that keep apart.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
+    diversity_penalty: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="What a token costs that an earlier group chose.", rich_help_panel=_SEARCH),
+    ] = None,
+    length_penalty: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Above 1 longer texts rank higher, below 1 shorter.", rich_help_panel=_SEARCH),
+    ] = None,
+    early_stopping: Annotated[
+        str | None,
+        typer.Option(
+            metavar="yes|no|never",
+            help="Whether beams end with the first texts that are done.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
+    penalty_alpha: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help=f"Contrastive search: how much likeness to the text counts, among --top-k ({CANDIDATES}) candidates.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
+    best_of: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Draw so many texts and keep the likeliest.", rich_help_panel=_SEARCH),
+    ] = None,
+    num_return_sequences: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="So many texts of each prompt, written at once.", rich_help_panel=_SEARCH),
+    ] = None,
+    samples: Annotated[
+        int,
+        typer.Option(
+            "--samples",
+            "-N",
+            min=1,
+            help="So many texts, one after the other; each has the next seed.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = 1,
+    framework: Annotated[
+        str | None,
+        typer.Option(
+            "--framework",
+            "-F",
+            metavar=backends.CHOICES,
+            help="Default: the first that is installed.",
+            rich_help_panel=_FAST,
+        ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="cpu, cuda, ... Default: a GPU if there is one.")
+        str | None,
+        typer.Option(metavar="NAME", help="cpu, cuda, ... Default: a GPU if there is one.", rich_help_panel=_FAST),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Number format: float32, bfloat16, ... or auto, the file's own.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Number format: float32, bfloat16, ... or auto, the file's own.", rich_help_panel=_FAST
+        ),
     ] = None,
-    no_prompt: Annotated[bool, typer.Option("--no-prompt", help="Print the new text alone.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a sample, when it is done.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No remarks on stderr.")] = False,
+    assistant: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FOLDER|FILE",
+            help="A smaller model with this vocabulary, which drafts.",
+            rich_help_panel=_FAST,
+        ),
+    ] = None,
+    assistant_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="How many tokens it drafts at a time.", rich_help_panel=_FAST)
+    ] = None,
+    prompt_lookup: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Draft up to N tokens from the text itself.", rich_help_panel=_FAST),
+    ] = None,
+    max_matching_ngram: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="How many tokens must agree for that, at most.", rich_help_panel=_FAST),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", min=1, help="How many of --prompts at a time.", rich_help_panel=_FAST)
+    ] = 16,
+    no_prompt: Annotated[
+        bool, typer.Option("--no-prompt", help="Print the new text alone.", rich_help_panel=_SHOWN)
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a text, when it is done.", rich_help_panel=_SHOWN)
+    ] = False,
+    log_probs: Annotated[
+        bool, typer.Option("--log-probs", help="With --json: of each new token.", rich_help_panel=_SHOWN)
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No remarks on stderr.", rich_help_panel=_SHOWN)] = False,
 ) -> None:
     """Continue a text, and show it as it is written.
 
     One line feed at the end of a prompt from a file or standard input is dropped. An empty prompt begins a new text,
     from the token that stands between texts. Every sample can be had again alone, with the seed shown beside it.
     """
-    chosen = _sampling(greedy, temperature, top_k, top_p, min_p, repetition_penalty)
-    if greedy and samples > 1:
+    if log_probs and not as_json:
+        raise typer.BadParameter("--log-probs has no effect without --json; pass --json, or leave it out")
+    if prompts is not None and samples > 1:
         raise typer.BadParameter(
-            f"--greedy writes the same text every time; leave out --samples {samples}, or leave out --greedy"
+            f"--samples {samples} is for one prompt; for several texts of each of --prompts use --num-return-sequences"
         )
-    if stop and "" in stop:
-        raise typer.BadParameter("--stop is an empty text, which every text holds; give at least one character")
-    settings = _settings(chosen, length, seed)
+    words = [check_argument(word, "--bad-words") for word in bad_words or ()]
+    if "" in words:
+        raise typer.BadParameter("--bad-words is an empty text, which every text holds; give at least one character")
+    settings = generate_settings.settings_of(
+        {
+            "max_new_tokens": length,
+            "min_new_tokens": min_new_tokens,
+            "max_time": max_time,
+            "stop_strings": generate_settings.stop_texts(stop),
+            "eos_token_id": tuple(eos) if eos else None,
+            "sliding_window": generate_settings.sliding_window(sliding_window),
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "typical_p": typical_p,
+            "repetition_penalty": repetition_penalty,
+            "no_repeat_ngram_size": no_repeat_ngram_size,
+            "suppress_tokens": suppress or None,
+            "begin_suppress_tokens": begin_suppress or None,
+            "seed": seed,
+            "num_beams": beams,
+            "num_beam_groups": beam_groups,
+            "diversity_penalty": diversity_penalty,
+            "length_penalty": length_penalty,
+            "early_stopping": generate_settings.early_stopping(early_stopping),
+            "penalty_alpha": penalty_alpha,
+            "best_of": best_of,
+            "num_return_sequences": num_return_sequences,
+            "num_assistant_tokens": assistant_tokens,
+            "prompt_lookup_num_tokens": prompt_lookup,
+            "max_matching_ngram_size": max_matching_ngram,
+        },
+        greedy=greedy,
+        sample=sample,
+        samples=samples,
+        base=_base(settings_file),
+    )
     backends.check_dtype(backends.choose(framework), dtype)
-    words = _prompt(prompt, file)
+    beginnings = generate_settings.prompts_of(prompt, file, prompts)
     with terminal.busy(f"loading {model} ...", quiet=quiet):
-        vocabulary = load_tokenizer(tokenizer or model)
+        vocabulary = writing.load_tokenizer(tokenizer or model)
         runner = backends.load(framework, model, device, dtype)
-    ids = writing.prompt_ids(runner, vocabulary, words)
-    settings = _fitted(settings, length, writing.room(runner, ids))
-    _check(runner, ids, settings)
-    job = Job(runner, vocabulary, model, words, ids, settings, tuple(stop or ()), samples)
+        helper = None if assistant is None else backends.load_assistant(runner, assistant, device, dtype)
+    ids = [writing.prompt_ids(runner, vocabulary, each) for each in beginnings]
+    settings = generate_settings.fitted(settings, length, min(writing.room(runner, each) for each in ids))
+    if words:
+        listed = (*(settings.bad_words_ids or ()), *generate_settings.banned(vocabulary, words))
+        settings = settings.replace(bad_words_ids=listed)
+    settings = writing.with_padding(runner, settings)
+    writing.check(runner, vocabulary, ids, settings, helper)
+    job = generate_view.Job(
+        runner, vocabulary, model, beginnings, ids, settings, samples, batch_size, helper, log_probs
+    )
     if as_json:
-        _write_json(job)
+        generate_view.write_json(job)
     else:
-        _write_text(job, show_prompt=not no_prompt, quiet=quiet, seed_given=seed is not None)
+        generate_view.write_text(job, show_prompt=not no_prompt, quiet=quiet, seed_given=seed is not None)
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is to be written."""
-
-    runner: Runner
-    tokenizer: GPT2Tokenizer
-    model: str
-    prompt: str
-    ids: list[int]
-    settings: GenerationConfig
-    stops: tuple[str, ...]
-    samples: int
-
-    def settings_of(self, sample: int) -> GenerationConfig:
-        """The settings of one sample: its own seed, where tokens are drawn."""
-        seed = self.settings.seed
-        return self.settings if seed is None else self.settings.replace(seed=writing.seed_of(seed, sample))
-
-
-# -- what was asked for --------------------------------------------------------------------------------------
-
-
-def _sampling(greedy: bool, *given: Any) -> dict[str, Any]:
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    chosen = {name: value for name, value in zip(names, given, strict=True) if value is not None}
-    if not greedy:
-        if chosen.get("temperature") == 0:
-            raise typer.BadParameter("--temperature 0 divides by nothing; for the likeliest token use --greedy")
-        return {"do_sample": True, "temperature": TEMPERATURE, "top_k": TOP_K, **chosen}
-    idle = [f"--{name.replace('_', '-')}" for name in chosen if name != "repetition_penalty"]
-    if idle:
-        raise typer.BadParameter(f"{', '.join(idle)} cannot change what --greedy takes; leave out one or the other")
-    return chosen
-
-
-def _settings(chosen: dict[str, Any], length: int | None, seed: int | None) -> GenerationConfig:
+def _base(file: Path | None) -> GenerationConfig | None:
+    if file is None:
+        return None
     from gpt2_core.sampling import GenerationConfig
 
-    if chosen.get("do_sample") and seed is None:
-        seed = writing.drawn_seed()
-    return GenerationConfig(**chosen, seed=seed, max_new_tokens=LENGTH if length in (None, FILL) else length)
-
-
-def _fitted(settings: GenerationConfig, length: int | None, room: int) -> GenerationConfig:
-    """The length asked for as it is; the default cut to what fits; all that fits for FILL."""
-    if length is None:
-        return settings.replace(max_new_tokens=min(LENGTH, room))
-    return settings.replace(max_new_tokens=room) if length == FILL else settings
-
-
-def _prompt(prompt: str | None, file: Path | None) -> str:
-    one_source(prompt, file, "PROMPT")
-    if prompt is not None:
-        return check_argument(prompt, "PROMPT")
-    if file is None and sys.stdin.isatty():
-        return ""
-    with open_source(file) as (stream, name):
-        text = "".join(decoded(stream, name))
-    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
-
-
-def _check(runner: Runner, ids: list[int], settings: GenerationConfig) -> None:
-    """Raise what the model would, before anything is shown."""
-    from gpt2_core.generation import prepare
-
-    prepare(runner.config, [ids], generation_config=settings)
-
-
-# -- telling it ----------------------------------------------------------------------------------------------
-
-
-def _write_json(job: Job) -> None:
-    for number in range(job.samples):
-        settings = job.settings_of(number)
-        sample = writing.write_text(job.runner, job.tokenizer, job.ids, settings, stops=job.stops)
-        shown = {name: value for name, value in settings.to_dict().items() if name != "seed"}
-        terminal.write_json(
-            {
-                "prompt": job.prompt,
-                "text": sample.text,
-                "prompt_ids": job.ids,
-                "ids": sample.ids,
-                "finish": sample.finish,
-                "seed": settings.seed,
-                "model": job.model,
-                "framework": job.runner.framework,
-                "device": job.runner.device,
-                "dtype": job.runner.dtype,
-                "settings": {**shown, **({"stop": list(job.stops)} if job.stops else {})},
-                "seconds": round(sample.seconds, 4),
-                "tokens_per_second": round(len(sample.ids) / sample.seconds, 2),
-            }
-        )
-
-
-def _write_text(job: Job, *, show_prompt: bool, quiet: bool, seed_given: bool) -> None:
-    for_people = sys.stdout.isatty()
-    made, seconds = 0, 0.0
-
-    try:
-        for number in range(job.samples):
-            settings = job.settings_of(number)
-            if job.samples > 1:
-                _heading(number, job.samples, settings.seed)
-            if show_prompt:
-                _show_prompt(job.prompt, for_people)
-            sample = writing.write_text(
-                job.runner, job.tokenizer, job.ids, settings, stops=job.stops, on_text=terminal.write
-            )
-            made, seconds = made + len(sample.ids), seconds + sample.seconds
-            terminal.write("\n")
-    except KeyboardInterrupt:
-        clean_interrupt()
-        if not quiet:
-            _remark(job, 0, 0.0, seed_given=seed_given)
-        raise
-    if not quiet:
-        _remark(job, made, seconds, seed_given=seed_given)
-
-
-def _heading(number: int, count: int, seed: int | None) -> None:
-    seeded = "" if seed is None else f", seed {seed}"
-    terminal.write(f"{chr(10) if number else ''}=== SAMPLE {number + 1} of {count}{seeded} ===\n")
-
-
-def _show_prompt(prompt: str, for_people: bool) -> None:
-    if not for_people:
-        terminal.write(prompt)
-        return
-    from rich.text import Text
-
-    terminal.console().print(Text(prompt, "bold"), end="", soft_wrap=True)
-    sys.stdout.flush()
-
-
-def _remark(job: Job, made: int, seconds: float, *, seed_given: bool) -> None:
-    """The seed, where it was drawn: without it the text could not be had again. For people also how fast it was."""
-    parts = []
-    first = job.settings.seed
-    if first is not None:
-        last = writing.seed_of(first, job.samples - 1)
-        parts.append(f"seed {first}" if job.samples == 1 else f"seeds {first} to {last}")
-    if sys.stderr.isatty():
-        parts += [job.model, job.runner.framework, job.runner.device]
-        if made:
-            parts.append(f"{made} tokens in {seconds:.1f} s, {made / seconds:.1f} a second")
-    elif seed_given:
-        return
-    if parts:
-        terminal.note(" · ".join(parts))
+    return GenerationConfig.from_json_file(file)

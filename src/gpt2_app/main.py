@@ -32,12 +32,22 @@ def main() -> NoReturn:
 
         silence_stdout()
         code = BROKEN_PIPE
+    except Exception as error:
+        _traceback(error)
+        code = BUG
+    sys.exit(code)
+
+
+def _traceback(error: Exception) -> None:
+    """Where a bug came up, harmless for terminals; also where it is that the commands cannot be imported."""
+    try:
+        from gpt2_app.terminal import write_traceback
     except Exception:
         import traceback
 
-        traceback.print_exc()
-        code = BUG
-    sys.exit(code)
+        traceback.print_exception(error)
+    else:
+        write_traceback(error)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from gpt2_app import backends, failures, terminal, writing
 from gpt2_app.sources import check_argument
-from gpt2_app.vocabularies import DEFAULT_MODEL, load_tokenizer
+from gpt2_app.vocabularies import DEFAULT_MODEL
 from gpt2_core.errors import GenerationError, Gpt2Error, InputError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def generate(options: argparse.Namespace) -> list[str]:
     stop = check_argument(options.stop_token or "", "--stop_token")
     prompt = check_argument(options.prompt, "--prompt") or _ask()
     with terminal.busy(f"loading {options.model_name_or_path} ..."):
-        tokenizer = load_tokenizer(options.model_name_or_path)
+        tokenizer = writing.load_tokenizer(options.model_name_or_path)
         runner = backends.load(
             framework,
             options.model_name_or_path,
@@ -112,7 +112,10 @@ def generate(options: argparse.Namespace) -> list[str]:
         )
     ids = writing.prompt_ids(runner, tokenizer, prefix + prompt)
     settings = settings.replace(max_new_tokens=_length(options.length, runner, ids))
-    rows = runner.generate([ids], settings, None)
+    rows = runner.generate([ids], settings)
+    if options.temperature == 0 and options.num_return_sequences > 1:
+        terminal.note("--temperature 0 takes the likeliest token every time: all sequences are the same")
+        rows *= options.num_return_sequences
     return [prompt + _cut(writing.text_of(tokenizer, _new(row, ids, runner)), stop) for row in rows]
 
 
@@ -120,10 +123,9 @@ def _settings(options: argparse.Namespace) -> GenerationConfig:
     from gpt2_core.sampling import GenerationConfig
 
     if options.temperature == 0:
-        if options.num_return_sequences > 1:
+        if options.num_return_sequences < 1:
             raise GenerationError(
-                f"--temperature 0 writes the same text every time; leave out --num_return_sequences "
-                f"{options.num_return_sequences}, or give a temperature above 0"
+                f"num_return_sequences is {options.num_return_sequences}, expected a whole number of at least 1"
             )
         return GenerationConfig(repetition_penalty=options.repetition_penalty, seed=options.seed)
     return GenerationConfig(

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2_core.errors import InputError
@@ -119,6 +120,15 @@ def check(
     prepare(runner.config, list(prompts), generation_config=settings)
 
 
+def with_padding(runner: Runner, settings: GenerationConfig) -> GenerationConfig:
+    """Settings with something to fill shorter texts with, which nobody will see, where the model names nothing."""
+    config = runner.config
+    known = (settings.pad_token_id, config.pad_token_id, *config.eos_token_ids)
+    if any(token is not None and token < config.vocab_size for token in known):
+        return settings
+    return settings.replace(pad_token_id=0)
+
+
 def can_stream(settings: GenerationConfig) -> bool:
     """Whether a text's characters are known before it ends."""
     return settings.num_beams == 1 and settings.best_of is None
@@ -145,25 +155,30 @@ def load_tokenizer(model: str) -> GPT2Tokenizer:
 
     with reading_a_model():
         path = existing(model)
-        inside = None if path is None or path.is_dir() else _inside(str(path))
+        inside = None if path is None else _inside(path)
     return vocabularies.load_tokenizer(model) if inside is None else inside
 
 
-def _inside(file: str) -> GPT2Tokenizer | None:
-    """The tokenizer that a checkpoint's file holds beside its tensors, if it does."""
+def _inside(path: Path) -> GPT2Tokenizer | None:
+    """The tokenizer that a checkpoint's file holds beside its tensors, if it does; of a folder, where no other is."""
     import tempfile
-    from pathlib import Path
 
     from gpt2_core.checkpoints import open_checkpoint
+    from gpt2_core.checkpoints.tokenizers import hub_files, parts_beside
+    from gpt2_core.errors import CheckpointError
     from gpt2_core.tokenizer import GPT2Tokenizer
-    from gpt2_core.tokenizer_files import folder_files
 
-    with open_checkpoint(file) as checkpoint:
-        if checkpoint.tokenizer is None:
-            return None
-        parts = checkpoint.tokenizer()
+    if path.is_dir() and parts_beside(path) is not None:
+        return None
+    try:
+        with open_checkpoint(path) as checkpoint:
+            if checkpoint.tokenizer is None:
+                return None
+            parts = checkpoint.tokenizer()
+    except CheckpointError:  # whoever needs the weights will say so
+        return None
     with tempfile.TemporaryDirectory() as folder:
-        for name, content in folder_files(parts):
+        for name, content in hub_files(parts):
             (Path(folder) / name).write_bytes(content)
         return GPT2Tokenizer.from_pretrained(folder)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 from app_process import TINY, Run, child, environment
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from gpt2_app import backends, generate, terminal, writing
+from gpt2_app import backends, generate_settings, terminal, writing
 from gpt2_app.backends import Runner
 from gpt2_core.checkpoints import Tensor
 from gpt2_core.config import GPT2Config
+from gpt2_core.conversion import carry_out, open_source, plan_conversion
 from gpt2_core.errors import InputError
 from gpt2_core.initialization import initial_values
 from gpt2_core.parameters import Head
@@ -31,6 +32,8 @@ from gpt2_core.tokenizer import GPT2Tokenizer
 
 PROMPT = "Once upon a time"
 TOKENIZER = GPT2Tokenizer()
+# What the command draws by, and the seed of most tests.
+STORY = {"do_sample": True, "temperature": generate_settings.TEMPERATURE, "top_k": generate_settings.TOP_K, "seed": 5}
 needs_pty = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 
 
@@ -44,7 +47,14 @@ def of(model: str, *arguments: object, framework: str = "numpy") -> list[object]
 
 def test_the_text_is_the_librarys_for_the_same_settings(gpt2_json: Run, tiny: str) -> None:
     found = gpt2_json(*of(tiny, PROMPT, "--seed", 5, "-n", 12, "--top-p", 0.9, "--min-p", 0.01, "-t", 1.1))
-    settings = {"do_sample": True, "temperature": 1.1, "top_k": generate.TOP_K, "top_p": 0.9, "min_p": 0.01, "seed": 5}
+    settings = {
+        "do_sample": True,
+        "temperature": 1.1,
+        "top_k": generate_settings.TOP_K,
+        "top_p": 0.9,
+        "min_p": 0.01,
+        "seed": 5,
+    }
     prompt = TOKENIZER.encode(PROMPT)
     rows = ReferenceModel.from_pretrained(tiny).generate([prompt], max_new_tokens=12, **settings)
     new = rows[0, len(prompt) :].tolist()
@@ -141,7 +151,7 @@ def test_an_empty_prompt_begins_with_the_token_between_texts(gpt2_json: Run, tin
 def test_an_empty_prompt_needs_a_token_to_begin_with() -> None:
     config = GPT2Config(bos_token_id=None, eos_token_id=None)
     with pytest.raises(InputError, match="the prompt is empty"):
-        writing.prompt_ids(Runner("numpy", config, "cpu", "float64", lambda *_: []), TOKENIZER, "")
+        writing.prompt_ids(Runner("numpy", config, "cpu", "float64", None, print, list), TOKENIZER, "")
 
 
 def test_a_models_own_tokenizer_is_used_where_it_has_one(gpt2_json: Run, tiny: str, tmp_path: Path) -> None:
@@ -154,12 +164,29 @@ def test_a_models_own_tokenizer_is_used_where_it_has_one(gpt2_json: Run, tiny: s
     assert gpt2_json(*arguments)["prompt_ids"] == TOKENIZER.encode(" Once")
 
 
+def test_the_tokenizer_inside_a_file_is_used(gpt2_json: Run, tiny: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny, folder)
+    tokenizer = GPT2Tokenizer(add_prefix_space=False)
+    tokenizer.add_tokens(["time"])  # no id of its own in the model, but one that shows whose tokenizer it is
+    values = {name: Tensor.of(value) for name, value in initial_values(TINY.replace(vocab_size=50258)).items()}
+    save_pretrained(folder, TINY.replace(vocab_size=50258), Head.LM, values, architecture="GPT2LMHeadModel")
+    tokenizer.save_pretrained(folder)
+    with open_source(folder) as source:
+        carry_out(plan_conversion(source, tmp_path / "alone", "gguf", verify="tensors"))
+    assert [file.name for file in (tmp_path / "alone").iterdir()] == ["model.gguf"]
+    for model in (tmp_path / "alone", tmp_path / "alone" / "model.gguf"):
+        arguments = ["generate", PROMPT, "--model", model, "--framework", "numpy", "-n", 1]
+        assert gpt2_json(*arguments)["prompt_ids"] == tokenizer.encode(PROMPT) != TOKENIZER.encode(PROMPT)
+    assert gpt2_json(*arguments, "--tokenizer", "gpt2")["prompt_ids"] == TOKENIZER.encode(PROMPT)
+
+
 # -- how long it gets ----------------------------------------------------------------------------------------
 
 
 def test_without_a_length_the_text_ends_with_the_window(gpt2_json: Run, tiny: str) -> None:
     room = TINY.n_positions - len(TOKENIZER.encode(PROMPT))
-    assert len(gpt2_json(*of(tiny, PROMPT, "--seed", 1))["ids"]) == room < generate.LENGTH
+    assert len(gpt2_json(*of(tiny, PROMPT, "--seed", 1))["ids"]) == room < generate_settings.LENGTH
     assert len(gpt2_json(*of(tiny, PROMPT, "--seed", 1, "--length", -1))["ids"]) == room
     assert len(gpt2_json(*of(tiny, PROMPT, "--seed", 1, "--max-new-tokens", 3))["ids"]) == 3
 
@@ -189,6 +216,38 @@ def test_without_a_length_the_text_ends_with_the_window(gpt2_json: Run, tiny: st
         (PROMPT, ["--dtype", "float8"], "--dtype is 'float8'"),
         (PROMPT, ["--device", "tpu"], "--device is 'tpu'"),
         (PROMPT, ["--file", "x"], "give one of them"),
+        (PROMPT, ["--stop", "<|endoftext|>"], "is a special token, which is no text; use --eos 50256"),
+        (PROMPT, ["--greedy", "--beams", "2"], "--greedy and --beams choose in two ways"),
+        (PROMPT, ["--greedy", "--sample"], "--greedy and --sample choose in two ways"),
+        (PROMPT, ["--beams", "2", "--top-p", "0.5"], "--top-p cannot change what --beams takes; leave out one or the"),
+        (PROMPT, ["--beams", "2", "--top-p", "0.5"], "or add --sample"),
+        (PROMPT, ["--beams", "2", "--samples", "2"], "for several texts use --num-return-sequences"),
+        (PROMPT, ["--penalty-alpha", "2"], "--penalty-alpha is 2.0, expected a number above 0 and up to 1"),
+        (PROMPT, ["--penalty-alpha", "0.5", "--top-k", "1"], "expected at least 2 candidates to weigh; pass --top-k"),
+        (PROMPT, ["--beam-groups", "2"], "--beam-groups 2 has no effect without beams; pass --beams, or leave"),
+        (
+            PROMPT,
+            ["--num-beams", "4", "--num-beam-groups", "3"],
+            "--num-beams 4 does not divide into --num-beam-groups",
+        ),
+        (
+            PROMPT,
+            ["--best-of", "2", "--num-return-sequences", "3"],
+            "--num-return-sequences 3 is more than --best-of 2",
+        ),
+        (PROMPT, ["--greedy", "--num-return-sequences", "3"], "leave out --greedy, or pass --beams"),
+        (PROMPT, ["--early-stopping", "perhaps"], "expected yes, no or never"),
+        (PROMPT, ["--sliding-window", "whole"], "expected half, or a whole number"),
+        (PROMPT, ["--sliding-window", "48"], "--sliding-window 48 leaves no room to write"),
+        (PROMPT, ["-n", "60"], "or use --sliding-window half"),
+        (PROMPT, ["--assistant-tokens", "3"], "--assistant-tokens 3 has no effect without --assistant; pass one"),
+        (PROMPT, ["--max-matching-ngram", "3"], "--max-matching-ngram 3 has no effect without drafts from the text"),
+        (PROMPT, ["--suppress", "50257"], "--suppress names token 50257, expected ids from 0 to 50256"),
+        (PROMPT, ["--eos", "-1"], "--eos holds -1"),
+        (PROMPT, ["--bad-words", ""], "--bad-words is an empty text"),
+        (PROMPT, ["--min-new-tokens", "9", "-n", "3"], "--min-new-tokens 9 is more than -n 3"),
+        (PROMPT, ["--max-time", "0"], "--max-time is 0.0, expected a number of seconds above 0"),
+        (PROMPT, ["--batch-size", "0"], "batch-size"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_shown(
@@ -204,56 +263,6 @@ def test_what_cannot_be_is_refused_before_anything_is_shown(
 # -- stopping ------------------------------------------------------------------------------------------------
 
 
-def heard(text: str, stops: Sequence[str], ids: Sequence[int] | None = None) -> tuple[writing.Listener, list[str]]:
-    """A listener that heard the ids of `text` one by one, and the parts that it passed on."""
-    parts: list[str] = []
-    listener = writing.Listener(TOKENIZER, stops, parts.append)
-    try:
-        for index in TOKENIZER.encode(text) if ids is None else ids:
-            listener.hear([index])
-    except writing._Enough:
-        pass
-    listener.finish()
-    return listener, parts
-
-
-@settings(deadline=None)
-@given(st.text(max_size=20), st.lists(st.text(min_size=1, max_size=4), max_size=3))
-def test_a_listener_passes_on_everything_before_the_first_stop_text(text: str, stops: list[str]) -> None:
-    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    listener, parts = heard(text, stops)
-    assert "".join(parts) == listener.text
-    if listener.stopped:
-        assert text.startswith(listener.text)
-        assert any(text[len(listener.text) :].startswith(stop) for stop in stops)
-        assert not any(stop in listener.text for stop in stops)
-    else:
-        assert listener.text == text
-        assert not any(stop in text for stop in stops)
-
-
-def test_a_stop_text_across_tokens_is_never_shown() -> None:
-    listener, parts = heard("one two three four", ["wo thr"])
-    assert "".join(parts) == "one t"
-    assert listener.ids == TOKENIZER.encode("one two three")
-
-
-def test_of_several_stop_texts_the_first_in_the_text_counts() -> None:
-    assert TOKENIZER.encode(" and") == [290]
-    assert heard(" and", ["d", "a"])[0].text == " "
-
-
-def test_what_only_began_like_a_stop_text_is_shown_in_the_end() -> None:
-    assert heard("one two", ["two!"])[0].text == "one two"
-
-
-def test_characters_are_passed_on_whole_and_broken_ones_at_the_end() -> None:
-    ids = TOKENIZER.encode("🐉")
-    assert len(ids) > 1
-    assert heard("", [], ids)[1] == ["🐉"]
-    assert heard("", [], ids[:-1])[1] == ["\ufffd"]
-
-
 def test_generation_ends_at_the_stop_text(gpt2: Run, gpt2_json: Run, tiny: str) -> None:
     arguments = of(tiny, PROMPT, "--seed", 5, "-n", 30)
     whole = gpt2_json(*arguments)
@@ -266,22 +275,203 @@ def test_generation_ends_at_the_stop_text(gpt2: Run, gpt2_json: Run, tiny: str) 
     assert gpt2(*arguments, "--stop", stop).stdout == PROMPT + found["text"] + "\n"
 
 
-def scripted(ids: Sequence[int]) -> Runner:
-    """A runner that writes these ids."""
-
-    def run(prompts: list[list[int]], settings: GenerationConfig, on_token: Any) -> list[list[int]]:
-        for index in ids:
-            on_token([index])
-        return [[*prompts[0], *ids]]
-
-    return Runner("numpy", TINY, "cpu", "float64", run)
+def test_an_end_of_text_ends_the_text_and_is_not_shown(gpt2_json: Run, tiny: str) -> None:
+    arguments = of(tiny, PROMPT, "--seed", 5, "-n", 30)
+    ids = gpt2_json(*arguments)["ids"]
+    found = gpt2_json(*arguments, "--eos", ids[4], "--eos", 50256)
+    assert (found["ids"], found["finish"]) == (ids[: ids.index(ids[4]) + 1], "end")
+    later = gpt2_json(*arguments, "--eos", ids[4], "--min-new-tokens", 30)
+    assert (len(later["ids"]), later["finish"]) == (30, "length")
 
 
-def test_the_end_of_text_ends_the_text_and_is_not_shown() -> None:
-    sample = writing.write_text(scripted([64, 65, 50256]), TOKENIZER, [1], GenerationConfig())
-    assert (sample.text, sample.ids, sample.finish) == ("ab", [64, 65, 50256], "end")
-    other = writing.write_text(scripted([64, 65]), TOKENIZER, [1], GenerationConfig(eos_token_id=(3, 65)))
-    assert other.finish == "end"
+def test_time_ends_a_text(gpt2_json: Run, tiny: str) -> None:
+    found = gpt2_json(*of(tiny, PROMPT, "--max-time", 1e-9))
+    assert (len(found["ids"]), found["finish"]) == (1, "time")
+
+
+def test_a_text_may_go_on_beyond_the_window(gpt2_json: Run, tiny: str) -> None:
+    for window in ("half", "20"):
+        found = gpt2_json(*of(tiny, PROMPT, "--seed", 5, "-n", 60, "--sliding-window", window))
+        assert len(found["ids"]) == 60 > TINY.n_positions
+    assert found["settings"]["sliding_window"] == 20
+
+
+# -- every search --------------------------------------------------------------------------------------------
+
+
+reference = functools.cache(ReferenceModel.from_pretrained)
+
+
+def library(tiny: str, prompts: Sequence[str], **settings: Any) -> Any:
+    """What the library writes."""
+    model = reference(tiny)
+    ids = [TOKENIZER.encode(prompt) for prompt in prompts]
+    return model.generate(ids, tokenizer=TOKENIZER, return_dict=True, max_new_tokens=6, **settings)
+
+
+SEARCHES: dict[str, tuple[list[object], dict[str, Any]]] = {
+    "beams": (["--beams", 3], {"num_beams": 3}),
+    "several beams": (
+        ["--num-beams", 3, "--num-return-sequences", 2, "--length-penalty", 0.5, "--early-stopping", "never"],
+        {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.5, "early_stopping": "never"},
+    ),
+    "groups": (
+        ["--beams", 4, "--beam-groups", 2, "--diversity-penalty", 0.7],
+        {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7},
+    ),
+    "drawn beams": (["--beams", 2, "--sample", "-s", 5], {"num_beams": 2, **STORY}),
+    "contrastive": (["--penalty-alpha", 0.6], {"penalty_alpha": 0.6, "top_k": generate_settings.CANDIDATES}),
+    "contrastive among few": (["--penalty-alpha", 0.6, "--top-k", 2], {"penalty_alpha": 0.6, "top_k": 2}),
+    "best of": (["--best-of", 3, "-s", 5], {"best_of": 3, **STORY}),
+    "several": (["--num-return-sequences", 3, "-s", 5], {"num_return_sequences": 3, **STORY}),
+    "looked up": (
+        ["--greedy", "--prompt-lookup", 4, "--max-matching-ngram", 1],
+        {"prompt_lookup_num_tokens": 4, "max_matching_ngram_size": 1},
+    ),
+    "typical": (["--typical-p", 0.5, "-s", 5], {"typical_p": 0.5, **STORY}),
+    "ruled": (
+        ["--greedy", "--no-repeat-ngram-size", 2, "--suppress", 11, "--suppress", 13, "--begin-suppress", 262],
+        {"no_repeat_ngram_size": 2, "suppress_tokens": [11, 13], "begin_suppress_tokens": [262]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_every_search_of_the_library_is_an_option_away(gpt2: Run, tiny: str, search: str) -> None:
+    options, settings = SEARCHES[search]
+    expected = library(tiny, [PROMPT], **settings)
+    found = [json.loads(line) for line in gpt2(*of(tiny, PROMPT, "-n", 6, *options), "--json").stdout.splitlines()]
+    assert [text["text"] for text in found] == list(expected.texts)
+    assert [text["finish"] for text in found] == list(expected.finish_reasons)
+    assert [text["row"] for text in found] == list(range(len(found)))
+    assert found[0]["settings"] == {
+        name: value for name, value in settings.items() if name != "seed"
+    } | {"max_new_tokens": 6}  # fmt: skip
+    if expected.sequences_scores is None:
+        assert "score" not in found[0]
+    else:
+        assert [text["score"] for text in found] == expected.sequences_scores.tolist()
+
+
+def test_texts_that_come_together_stand_under_headings(gpt2: Run, tiny: str) -> None:
+    one, other = (PROMPT + text for text in library(tiny, [PROMPT], num_return_sequences=2, **STORY).texts)
+    shown = gpt2(*of(tiny, PROMPT, "-n", 6, "--num-return-sequences", 2, "-s", 5)).stdout
+    assert shown == f"=== TEXT 1 of 2 ===\n{one}\n\n=== TEXT 2 of 2 ===\n{other}\n"
+    out = library(tiny, [PROMPT], num_beams=2, num_return_sequences=2)
+    shown = gpt2(*of(tiny, PROMPT, "-n", 6, "--beams", 2, "--num-return-sequences", 2, "--no-prompt")).stdout
+    assert shown == "\n".join(
+        f"=== TEXT {i + 1} of 2, score {out.sequences_scores[i]:.4f} ===\n{out.texts[i]}\n" for i in range(2)
+    )
+    assert gpt2(*of(tiny, PROMPT, "-n", 6, "--beams", 2)).stdout == f"{PROMPT}{out.texts[0]}\n"
+
+
+def test_an_assistant_drafts_and_changes_nothing_of_greedy_text(gpt2_json: Run, tiny: str) -> None:
+    arguments = of(tiny, PROMPT, "-n", 12, "--greedy")
+    found = gpt2_json(*arguments, "--assistant", tiny, "--assistant-tokens", 3)
+    assert found["ids"] == gpt2_json(*arguments)["ids"]
+    assert found["settings"]["num_assistant_tokens"] == 3
+
+
+def test_an_assistant_with_another_vocabulary_is_refused_before_anything_is_shown(
+    gpt2: Run, tiny: str, tmp_path: Path
+) -> None:
+    config = TINY.replace(vocab_size=50304)
+    values = {name: Tensor.of(value) for name, value in initial_values(config).items()}
+    save_pretrained(tmp_path, config, Head.LM, values, architecture="GPT2LMHeadModel")
+    result = gpt2(*of(tiny, PROMPT, "--assistant", tmp_path))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--assistant has a vocabulary of 50304 tokens, expected the model's 50257" in result.stderr
+
+
+def test_bad_words_are_not_written_within_or_at_the_beginning_of_words(gpt2_json: Run, tiny: str) -> None:
+    arguments = of(tiny, PROMPT, "-n", 12, "--greedy")
+    word = TOKENIZER.decode([gpt2_json(*arguments)["ids"][3]]).strip()
+    found = gpt2_json(*arguments, "--bad-words", word)
+    for form in (word, f" {word}"):
+        ids = TOKENIZER.encode(form)
+        assert not any(found["ids"][i : i + len(ids)] == ids for i in range(12))
+        assert ids in found["settings"]["bad_words_ids"]
+
+
+def test_log_probabilities_come_on_request(gpt2_json: Run, gpt2: Run, tiny: str) -> None:
+    expected = library(tiny, [PROMPT], **STORY)
+    found = gpt2_json(*of(tiny, PROMPT, "-n", 6, "-s", 5, "--log-probs"))
+    np.testing.assert_allclose(found["log_probs"], expected.log_probs[0], atol=1e-6)
+    assert "log_probs" not in gpt2_json(*of(tiny, PROMPT, "-n", 6, "-s", 5))
+    assert "--log-probs has no effect without --json" in gpt2(*of(tiny, PROMPT, "--log-probs")).stderr
+
+
+def test_settings_come_from_a_file_and_options_take_their_place(gpt2_json: Run, tiny: str, tmp_path: Path) -> None:
+    file = tmp_path / "generation_config.json"
+    file.write_text('{"do_sample": true, "top_p": 0.8, "max_new_tokens": 3, "transformers_version": "5.0"}')
+    arguments = of(tiny, PROMPT, "--settings", file, "-s", 5)
+    assert gpt2_json(*arguments)["settings"] == {"do_sample": True, "top_p": 0.8, "max_new_tokens": 3}
+    changed = gpt2_json(*arguments, "--top-p", 0.5, "-n", 2)["settings"]
+    assert changed == {"do_sample": True, "top_p": 0.5, "max_new_tokens": 2}
+    assert gpt2_json(*arguments, "--greedy")["settings"] == {"max_new_tokens": 3}
+    file.write_text('{"max_length": 9, "forced_bos_token_id": 7}')
+    found = gpt2_json(*arguments[:-2])
+    assert (found["ids"][0], len(found["ids"]) + len(found["prompt_ids"]), found["seed"]) == (7, 9, None)
+    assert len(gpt2_json(*arguments[:-2], "-n", 2)["ids"]) == 2
+
+
+# -- several prompts -----------------------------------------------------------------------------------------
+
+
+def test_prompts_of_a_file_are_written_in_batches(gpt2: Run, tiny: str, tmp_path: Path) -> None:
+    beginnings = ["Once upon a time", "The", "A wolf and a fox"]
+    (tmp_path / "prompts.txt").write_text("\n".join(beginnings[:2]) + "\r\n\n  \n" + beginnings[2] + "\n")
+    (tmp_path / "prompts.jsonl").write_text(
+        f"{json.dumps(beginnings[0])}\n{json.dumps({'prompt': beginnings[1], 'id': 7})}\n{json.dumps(beginnings[2])}"
+    )
+    for name in ("prompts.txt", "prompts.jsonl"):
+        arguments = of(tiny, "--prompts", tmp_path / name, "-n", 6, "-s", 5)
+        whole = [json.loads(line) for line in gpt2(*arguments, "--json").stdout.splitlines()]
+        assert [text["prompt"] for text in whole] == beginnings
+        assert [text["text"] for text in whole] == list(library(tiny, beginnings, **STORY).texts)
+        assert [(text["seed"], text["row"]) for text in whole] == [(5, 0), (5, 1), (5, 2)]
+        # Each batch has the seed of its first prompt: the seed plus its number.
+        pairs = [json.loads(line) for line in gpt2(*arguments, "--json", "--batch-size", 2).stdout.splitlines()]
+        assert [(text["seed"], text["row"]) for text in pairs] == [(5, 0), (5, 1), (7, 0)]
+        assert [text["text"] for text in pairs[:2]] == [text["text"] for text in whole[:2]]
+        assert pairs[2]["text"] == library(tiny, beginnings[2:], **STORY | {"seed": 7}).texts[0]
+    shown = gpt2(*arguments).stdout
+    assert shown == "\n".join(
+        f"=== PROMPT {i + 1} of 3 ===\n{text['prompt']}{text['text']}\n" for i, text in enumerate(whole)
+    )
+    alone = gpt2(*arguments, "--batch-size", 1).stdout.split("\n\n=== ")
+    assert (
+        alone[1]
+        == f"PROMPT 2 of 3 ===\n{beginnings[1]}{library(tiny, [beginnings[1]], **STORY | {'seed': 6}).texts[0]}"
+    )
+
+
+def test_prompts_of_standard_input_may_have_several_texts_each(gpt2: Run, tiny: str) -> None:
+    arguments = of(tiny, "--prompts", "-", "-n", 3, "-s", 5, "--num-return-sequences", 2)
+    found = [json.loads(line) for line in gpt2(*arguments, "--json", input="a\nb\n").stdout.splitlines()]
+    assert [(text["prompt"], text["row"]) for text in found] == [("a", 0), ("a", 1), ("b", 2), ("b", 3)]
+    assert "=== PROMPT 2 of 2, TEXT 1 of 2 ===\nb" in gpt2(*arguments, input="a\nb\n").stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "chosen", "message"),
+    [
+        ("p.txt", "\n \n", [], "holds no prompt; expected one on each line"),
+        ("p.jsonl", '"a"\n{"text": 3}\n', [], "line 2 of"),
+        ("p.jsonl", "{\n", [], "line 1 of"),
+        ("p.txt", "a\n", ["b"], "got both a prompt and --prompts"),
+        ("p.txt", "a\n", ["--samples", "2"], "use --num-return-sequences"),
+        ("p.txt", "a\n" + "b " * 60, [], "48 positions"),
+    ],
+)
+def test_prompts_that_cannot_be_are_refused(
+    gpt2: Run, tiny: str, tmp_path: Path, name: str, content: str, chosen: list[str], message: str, monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    (tmp_path / name).write_text(content)
+    result = gpt2(*of(tiny, "--prompts", tmp_path / name, *chosen))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
 
 
 # -- frameworks and files ------------------------------------------------------------------------------------
@@ -357,10 +547,6 @@ def test_ids_beyond_the_tokenizer_are_shown_as_what_they_are_not(gpt2: Run, gpt2
     assert max(found["ids"]) > 50256
     assert found["text"].count("\ufffd") >= sum(index > 50256 for index in found["ids"])
     assert gpt2(*arguments).stdout == f"{PROMPT}{found['text']}\n"
-
-
-def test_what_was_begun_before_an_id_without_text_is_not_lost() -> None:
-    assert heard("", [], [*TOKENIZER.encode("🐉")[:-1], 50300, 64])[0].text == "\ufffd\ufffda"
 
 
 def test_a_model_that_is_not_found_is_exit_code_6(gpt2: Run) -> None:

@@ -77,12 +77,15 @@ def test_temperature_zero_takes_the_likeliest(model: str, capsys) -> None:
     assert run(capsys, model, "--prompt", PROMPT, "--temperature", 0, "--length", 9) == [TOKENIZER.decode(rows[0])]
 
 
-def test_the_likeliest_text_is_one_and_asking_for_more_is_refused(model: str, capsys) -> None:
+def test_several_samples_at_temperature_zero_are_the_same_and_that_is_said(model: str, capsys) -> None:
     given = ["--model_name_or_path", model, "--framework", "numpy", "--prompt", PROMPT, "--temperature", "0"]
-    assert run_generation.main([*given, "--num_return_sequences", "3"]) == 2
+    assert run_generation.main([*given, "--num_return_sequences", "3", "--length", "5"]) == 0
     captured = capsys.readouterr()
-    assert "--num_return_sequences 3" in captured.err
-    assert captured.out == ""
+    first, second, third = re.split(r"=== GENERATED SEQUENCE \d ===\n", captured.out)[1:]
+    assert first == second == third != ""
+    assert "all sequences are the same" in captured.err
+    assert run_generation.main([*given, "--num_return_sequences", "0"]) == 2
+    assert "--num_return_sequences is 0, expected" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("locale", [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {}])

@@ -273,7 +273,7 @@ def test_a_thousand_calls_leave_memory_and_traces_flat(framework, pair):
     def traces():
         return sum(each.experimental_get_tracing_count() for each in getattr(model, "_passes", None) or ())
 
-    calls(200)
+    calls(16 * 3 * 7)  # every search with every number and length of prompts
     memory, traced = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, traces()
     calls(1000)
     assert traces() == traced
