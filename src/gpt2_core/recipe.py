@@ -151,7 +151,7 @@ class Recipe:
     [data]
         data, validation: what is trained on and what is evaluated on: token shards, or jsonl for the other tasks.
         mode: "packed" rows of text after text, or "documents", one a row with padding.
-        batch_size: rows of a micro-batch on each device. accumulation: micro-batches of a step.
+        batch_size: rows of a micro-batch, of all processes together. accumulation: micro-batches of a step.
         block_size: tokens of a row; None is the model's n_positions.
         shuffle: draw the order of each epoch from the seed.
 

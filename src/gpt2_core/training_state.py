@@ -46,17 +46,18 @@ Groups = Mapping[str, Mapping[str, Tensor]]
 class Progress:
     """How far a run is: everything about a state but its tensors.
 
-    ``best_loss`` is the lowest of the evaluations, ``worse`` how many have come since. ``good_steps`` counts steps
-    since the scale of the loss last changed. ``metrics`` are the last rows of the log.
+    ``updates`` counts the steps that changed the weights, which those with too large a scale of the loss do not;
+    ``good_steps`` those since that scale last changed. ``best`` are the lowest losses of the evaluations, each with its
+    step, ``worse`` counts evaluations since the lowest. ``metrics`` are the last rows of the log.
     """
 
     step: int = 0
+    updates: int = 0
     tokens: int = 0
     data: dict[str, Any] = field(default_factory=dict)
     loss_scale: float = 1.0
     good_steps: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
+    best: list[tuple[float, int]] = field(default_factory=list)
     worse: int = 0
     metrics: list[dict[str, Any]] = field(default_factory=list)
 
@@ -170,6 +171,7 @@ def _read_state(path: Path) -> tuple[Progress, Mapping[str, Any]]:
     known = {each.name for each in fields(Progress)}
     if set(content) != known:
         raise CheckpointFormatError(f"{path} holds {sorted(content)}, expected {sorted(known)}")
+    content["best"] = [(float(loss), int(step)) for loss, step in content["best"]]
     return Progress(**content), recipe
 
 

@@ -49,7 +49,7 @@ def save(states, step, **progress):
 
 
 def test_what_is_saved_is_read_again(tmp_path):
-    given = Progress(step=3, tokens=7, data={"epoch": 1}, loss_scale=8.0, good_steps=2, best_loss=0.5, best_step=2,
+    given = Progress(step=3, tokens=7, data={"epoch": 1}, loss_scale=8.0, good_steps=2, best=[(0.5, 2)], updates=3,
                      worse=1, metrics=[{"step": 3, "loss": 0.25}])  # fmt: skip
     folder = save_state(tmp_path, given, groups_of(3), ABOUT, {"lr": 0.1})
     with open_state(folder) as saved:

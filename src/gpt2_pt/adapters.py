@@ -1,0 +1,110 @@
+"""LoRA on our models: two thin matrices beside a kernel, trained in its place, merged into it or taken out again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2_core.adapters import A, B, Lora, adapter_table, merged
+from gpt2_core.errors import InputError
+from gpt2_core.initialization import initial_value
+from gpt2_pt.weights import PreTrainedModel
+
+
+@dataclass
+class _Held:
+    """An adapter on a model: what it is like, and the hooks that stand it beside its layers."""
+
+    lora: Lora
+    hooks: list[Any]
+
+
+def attach(model: PreTrainedModel, lora: Lora, seed: int = 0) -> dict[str, nn.Parameter]:
+    """Freeze the model and stand an adapter beside its kernels; the adapter's parameters by name.
+
+    They start from ``seed``, the same bits in every framework, and live in the layers themselves.
+
+    Raises: ConfigError, for targets that the model does not have; InputError, where it has an adapter already.
+    """
+    if held_by(model) is not None:
+        raise InputError("the model has an adapter already, expected none; merge it or detach it first")
+    model.requires_grad_(False)
+    made: dict[str, nn.Parameter] = {}
+    held = _Held(lora, [])
+    for row in adapter_table(model.config, model.head, lora):
+        owner, _, leaf = row.name.rpartition(".")
+        parameter = nn.Parameter(torch.from_numpy(initial_value(row, seed)).to(model.device, model.dtype))
+        layer = model.get_submodule(owner)
+        layer.register_parameter(leaf, parameter)
+        made[row.name] = parameter
+        if row.name.endswith(B):
+            held.hooks.append(layer.register_forward_hook(_beside(lora)))
+    model.__dict__["_lora"] = held
+    return made
+
+
+def _beside(lora: Lora):  # type: ignore[no-untyped-def] # a hook's type is PyTorch's own affair
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = F.dropout(inputs[0], lora.dropout, training=layer.training)
+        a, b = layer.lora_A, layer.lora_B
+        return output + F.linear(F.linear(x, a), b) * lora.scale  # type: ignore[arg-type]
+
+    return hook
+
+
+def held_by(model: PreTrainedModel) -> _Held | None:
+    """The adapter that a model has."""
+    return model.__dict__.get("_lora")
+
+
+def adapter_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by name; none where the model has no adapter."""
+    return {name: value for name, value in model.named_parameters() if name.endswith((A, B))}
+
+
+def detach(model: PreTrainedModel) -> None:
+    """Take the adapter away; the model is what it was, and can be trained again."""
+    held = held_by(model)
+    if held is None:
+        return
+    for hook in held.hooks:
+        hook.remove()
+    for name in adapter_parameters(model):
+        owner, _, leaf = name.rpartition(".")
+        delattr(model.get_submodule(owner), leaf)
+    del model.__dict__["_lora"]
+    model.requires_grad_(True)
+
+
+@torch.no_grad()
+def merge(model: PreTrainedModel) -> None:
+    """Put what the adapter has learnt into the kernels, and take the adapter away."""
+    held = held_by(model)
+    if held is None:
+        raise InputError("the model has no adapter to merge; attach one first")
+    found = adapter_parameters(model)
+    for name, a in found.items():
+        if name.endswith(A):
+            _merge_one(model, name.removesuffix(A), a, found[name.removesuffix(A) + B], held.lora.scale, 1)
+    detach(model)
+
+
+@torch.no_grad()
+def unmerge(model: PreTrainedModel, lora: Lora, arrays: dict[str, Tensor]) -> None:
+    """Take out of the kernels what `merge` put in: an adapter like ``lora`` with the parameters ``arrays`` by name.
+
+    The kernels are back but for rounding.
+    """
+    for name, a in arrays.items():
+        if name.endswith(A):
+            _merge_one(model, name.removesuffix(A), a, arrays[name.removesuffix(A) + B], lora.scale, -1)
+
+
+def _merge_one(model: PreTrainedModel, layer: str, a: Tensor, b: Tensor, scale: float, sign: int) -> None:
+    kernel = model.get_parameter(f"{layer}.weight")
+    old, first, second = (each.detach().to("cpu", torch.float64).numpy() for each in (kernel, a, b))
+    kernel.copy_(torch.from_numpy(merged(old, first, second, scale, sign)))

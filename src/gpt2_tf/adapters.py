@@ -1,0 +1,109 @@
+"""LoRA on our models: two thin matrices beside a kernel, trained in its place, merged into it or taken out again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import tensorflow as tf
+
+from gpt2_core.adapters import A, B, Lora, adapter_table, merged
+from gpt2_core.errors import InputError
+from gpt2_core.initialization import initial_value
+from gpt2_tf.layers import Tensor, dropout
+from gpt2_tf.weights import PreTrainedModel
+
+
+@dataclass
+class _Held:
+    """An adapter on a model: its variables by name, the layers it stands beside, and the seed of its dropout."""
+
+    lora: Lora
+    variables: dict[str, Any] = field(default_factory=dict)
+    layers: list[Any] = field(default_factory=list)
+    seed: Tensor | None = None
+
+
+def attach(model: PreTrainedModel, lora: Lora, seed: int = 0) -> dict[str, Any]:
+    """Freeze the model and stand an adapter beside its kernels; the adapter's parameters by name.
+
+    They start from ``seed``, the same bits in every framework, and are no variables of the layers: a model is saved
+    without its adapter.
+
+    Raises: ConfigError, for targets that the model does not have; InputError, where it has an adapter already.
+    """
+    if held_by(model) is not None:
+        raise InputError("the model has an adapter already, expected none; merge it or detach it first")
+    held = _Held(lora)
+    for row in adapter_table(model.config, model.head, lora):
+        held.variables[row.name] = tf.Variable(initial_value(row, seed), dtype=model.variable_dtype)
+        if row.name.endswith(B):
+            layer = model.get_parameter(row.name.removesuffix(B))
+            pair = held.variables[row.name.removesuffix(B) + A], held.variables[row.name]
+            held.layers.append(layer)
+            layer.__dict__["call"] = _beside(layer.call, held, *pair, len(held.layers))
+    model.trainable = False
+    model.__dict__["_lora"] = held  # past Keras, which would take the variables for the model's own
+    return held.variables
+
+
+def _beside(call: Callable[[Tensor], Tensor], held: _Held, a: Any, b: Any, number: int) -> Callable[[Tensor], Tensor]:
+    def with_adapter(x: Tensor) -> Tensor:
+        seed = None if held.seed is None else tf.random.experimental.stateless_fold_in(held.seed, number)
+        shape = tf.shape(x)
+        flat = tf.reshape(dropout(x, held.lora.dropout, seed), (-1, x.shape[-1]))
+        thin = tf.matmul(flat, tf.cast(a, x.dtype), transpose_b=True)
+        added = tf.matmul(thin, tf.cast(b, x.dtype), transpose_b=True) * tf.cast(held.lora.scale, x.dtype)
+        return call(x) + tf.reshape(added, tf.concat((shape[:-1], [b.shape[0]]), axis=0))
+
+    return with_adapter
+
+
+def held_by(model: PreTrainedModel) -> _Held | None:
+    """The adapter that a model has."""
+    return model.__dict__.get("_lora")
+
+
+def adapter_parameters(model: PreTrainedModel) -> dict[str, Any]:
+    """The adapter's parameters by name; none where the model has no adapter."""
+    held = held_by(model)
+    return {} if held is None else dict(held.variables)
+
+
+def detach(model: PreTrainedModel) -> None:
+    """Take the adapter away; the model is what it was, and can be trained again."""
+    held = held_by(model)
+    if held is None:
+        return
+    for layer in held.layers:
+        del layer.__dict__["call"]
+    del model.__dict__["_lora"]
+    model.trainable = True
+
+
+def merge(model: PreTrainedModel) -> None:
+    """Put what the adapter has learnt into the kernels, and take the adapter away."""
+    held = held_by(model)
+    if held is None:
+        raise InputError("the model has no adapter to merge; attach one first")
+    for name, a in held.variables.items():
+        if name.endswith(A):
+            _merge_one(model, name.removesuffix(A), a, held.variables[name.removesuffix(A) + B], held.lora.scale, 1)
+    detach(model)
+
+
+def unmerge(model: PreTrainedModel, lora: Lora, arrays: dict[str, Any]) -> None:
+    """Take out of the kernels what `merge` put in: an adapter like ``lora`` with the parameters ``arrays`` by name.
+
+    The kernels are back but for rounding.
+    """
+    for name, a in arrays.items():
+        if name.endswith(A):
+            _merge_one(model, name.removesuffix(A), a, arrays[name.removesuffix(A) + B], lora.scale, -1)
+
+
+def _merge_one(model: PreTrainedModel, layer: str, a: Any, b: Any, scale: float, sign: int) -> None:
+    kernel = model.get_parameter(f"{layer}.weight")
+    old, first, second = (tf.cast(each, tf.float64).numpy() for each in (kernel.value, a, b))
+    kernel.assign(tf.cast(merged(old, first, second, scale, sign), kernel.dtype))
