@@ -17,10 +17,12 @@ from __future__ import annotations
 from gpt2_core.data_batches import IGNORED, Batch, Batches
 from gpt2_core.data_examples import TASKS, Examples, read_examples
 from gpt2_core.data_shards import MANIFEST, TokenData, open_data, verify_data
+from gpt2_core.data_writing import SHARD_TOKENS, write_data
 
 __all__ = [
     "IGNORED",
     "MANIFEST",
+    "SHARD_TOKENS",
     "TASKS",
     "Batch",
     "Batches",
@@ -29,4 +31,5 @@ __all__ = [
     "open_data",
     "read_examples",
     "verify_data",
+    "write_data",
 ]

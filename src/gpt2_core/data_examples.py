@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from gpt2_core.data_batches import IGNORED, Batch, Ids
 from gpt2_core.data_order import Order
-from gpt2_core.errors import InputError, nearest
+from gpt2_core.errors import InputError, TokenizerError, nearest
 
 if TYPE_CHECKING:
     from gpt2_core.tokenizer import GPT2Tokenizer
@@ -122,7 +122,8 @@ class ExampleRows:
     def lengths(self, numbers: Ids) -> Ids | None:
         """The tokens of each row, of its longest choice: (B,)."""
         at = self._sequences(numbers)
-        return np.minimum((self._of._ends[at + 1] - self._of._ends[at]).max(axis=1), self._block)
+        longest: Ids = (self._of._ends[at + 1] - self._of._ends[at]).max(axis=1)
+        return np.minimum(longest, self._block)
 
     def batch(self, numbers: Ids, epochs: Ids, width: int) -> Batch:
         """The rows with these numbers, filled up to ``width``; they are the same in every epoch."""
@@ -187,7 +188,7 @@ def read_examples(
         raise InputError(f"task is {task!r}, expected {', '.join(TASKS)}{nearest(str(task), list(TASKS))}")
     end = tokenizer.eos_token_id
     if end is None:
-        raise InputError('the tokenizer has no end-of-text token; set one: tokenizer.eos_token = "<|endoftext|>"')
+        raise TokenizerError('the tokenizer has no end-of-text token; set one: tokenizer.eos_token = "<|endoftext|>"')
     named = {name: (keys or {}).get(name, name) for name in TASKS[task]}
     for name in keys or {}:
         if name not in named:
@@ -222,7 +223,7 @@ def json_lines(path: str | os.PathLike[str], keys: Any) -> Iterator[tuple[int, d
         with Path(path).open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield number, _json_object(str(path), number, line, wanted)
+                    yield number, json_object(str(path), number, line, wanted)
     except UnicodeDecodeError as cause:
         raise InputError(f"{path} is not UTF-8 ({cause}); convert it first, for example with iconv") from cause
     except OSError as cause:
@@ -232,7 +233,8 @@ def json_lines(path: str | os.PathLike[str], keys: Any) -> Iterator[tuple[int, d
         ) from cause
 
 
-def _json_object(path: str, number: int, line: str, keys: Sequence[str]) -> dict[str, Any]:
+def json_object(path: str, number: int, line: str, keys: Sequence[str]) -> dict[str, Any]:
+    """The object of one line, which must have all of ``keys``. Raises: InputError naming the line."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as cause:
