@@ -1,7 +1,7 @@
 """``/v1/completions`` and ``/v1/models`` as OpenAI's clients know them.
 
-Source: platform.openai.com/docs/api-reference/completions. What GPT-2 has no counterpart for is refused by name, so that
-nobody takes it for done.
+Source: platform.openai.com/docs/api-reference/completions. What GPT-2 has no counterpart for is refused by name, so
+that nobody takes it for done.
 """
 
 from __future__ import annotations

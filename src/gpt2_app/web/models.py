@@ -189,7 +189,7 @@ class Pool:
         chosen = framework or self.frameworks[0]
         if chosen not in self.frameworks:
             raise UnknownModel(
-                f"framework {chosen!r} is not installed here, expected one of {', '.join(self.frameworks)}; leave it out"
+                f"framework {chosen!r} is not installed here, expected one of {', '.join(self.frameworks)}"
             )
         return entry, chosen
 

@@ -122,7 +122,10 @@ class Loaded(Protocol):
 
     network: Any
     tokenizer: GPT2Tokenizer
-    config: GPT2Config
+
+    @property
+    def config(self) -> GPT2Config:
+        """The model's configuration."""
 
     def tensors(self) -> Tensors:
         """The operations of its framework."""

@@ -93,7 +93,7 @@ class Choice(Strict):
 
 
 class Mark(Strict):
-    """Characters from ``start`` to ``end`` of a text that a model wrote, and how likely they were, where it is known."""
+    """Characters from ``start`` to ``end`` that a model wrote, and how likely they were, where that is known."""
 
     start: Place
     end: Place
@@ -123,7 +123,7 @@ class Draft(Strict):
     title: Title = ""
     text: Text = ""
     marks: Marks = Field(default_factory=list)
-    settings: Settings = Field(default_factory=Settings)
+    settings: Settings = Settings()
 
 
 class Save(Draft):

@@ -149,8 +149,8 @@ async def _icon() -> FileResponse:
 
 
 def _problem(
-    status: int, message: str, kind: str, *, param: str | None = None, code: str | None = None, retry: int | None = None,
-    **more: Any,
+    status: int, message: str, kind: str, *, param: str | None = None, code: str | None = None,
+    retry: int | None = None, **more: Any,
 ) -> JSONResponse:  # fmt: skip
     clean = message.encode("utf-8", "replace").decode()
     headers = None if retry is None else {"retry-after": str(retry)}

@@ -61,7 +61,9 @@ class _NumPy:
                 start += len(part)
             return out
 
-        return tuple((one([pair[0] for pair in layer]), one([pair[1] for pair in layer])) for layer in zip(*caches))
+        return tuple(
+            (one([pair[0] for pair in layer]), one([pair[1] for pair in layer])) for layer in zip(*caches, strict=True)
+        )
 
     def stacked(self, logits: Sequence[Any]) -> Any:
         return np.concatenate([each[:, -1:] for each in logits])
@@ -106,7 +108,8 @@ class _PyTorch:
 
         with self._torch.no_grad():
             return self._past(
-                (one([pair[0] for pair in layer]), one([pair[1] for pair in layer])) for layer in zip(*caches)
+                (one([pair[0] for pair in layer]), one([pair[1] for pair in layer]))
+                for layer in zip(*caches, strict=True)
             )
 
     def stacked(self, logits: Sequence[Any]) -> Any:
@@ -144,7 +147,9 @@ class _TensorFlow:
         def one(parts: Sequence[Any]) -> Any:
             return tf.concat([tf.pad(part, [[0, 0], [0, 0], [width - part.shape[2], 0], [0, 0]]) for part in parts], 0)
 
-        return tuple((one([pair[0] for pair in layer]), one([pair[1] for pair in layer])) for layer in zip(*caches))
+        return tuple(
+            (one([pair[0] for pair in layer]), one([pair[1] for pair in layer])) for layer in zip(*caches, strict=True)
+        )
 
     def stacked(self, logits: Sequence[Any]) -> Any:
         return self._tf.concat([each[:, -1:] for each in logits], 0)
