@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from gpt2_core.generation import generate
 from gpt2_core.reference import ReferenceModel
+from gpt2_core.sampling import GenerationConfig, apply_rules
 from models import ordinary_parameters, padded_mask, random_ids, small_config
 
 OLDER = json.loads((Path(__file__).parent.parent / "peers" / "generation" / "searches.json").read_text("utf-8"))
@@ -127,3 +129,78 @@ def test_beams_of_padded_prompts_are_those_of_transformers_5(theirs):
     for eos in ((), [5, 9]):
         mine, out = theirs(1, ids, mask, num_beams=3, eos_token_id=eos)
         assert np.asarray(mine.sequences).tolist() == out.sequences.tolist()
+
+
+# -- rules ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def processors():
+    """Their rule of a name: ids (n,) and scores (V,) -> scores (V,)."""
+    transformers = pytest.importorskip("transformers", minversion="5.0")
+    torch = pytest.importorskip("torch")
+    made = importlib.import_module("transformers.generation.logits_process")
+    assert transformers
+
+    def of(name, *arguments, **options):
+        rule = getattr(made, name)(*arguments, **options)
+
+        def run(ids, scores):
+            return rule(torch.tensor([list(map(int, ids))]), torch.from_numpy(np.array([scores])))[0].numpy()
+
+        return run
+
+    return of
+
+
+#: Our settings, and their rule.
+RULES = [
+    ({"repetition_penalty": 1.3}, ("RepetitionPenaltyLogitsProcessor", 1.3)),
+    ({"repetition_penalty": 0.6}, ("RepetitionPenaltyLogitsProcessor", 0.6)),
+    ({"no_repeat_ngram_size": 1}, ("NoRepeatNGramLogitsProcessor", 1)),
+    ({"no_repeat_ngram_size": 2}, ("NoRepeatNGramLogitsProcessor", 2)),
+    ({"no_repeat_ngram_size": 3}, ("NoRepeatNGramLogitsProcessor", 3)),
+    ({"bad_words_ids": [[4], [1, 2], [2, 0, 1]]}, ("NoBadWordsLogitsProcessor", [[4], [1, 2], [2, 0, 1]], [5])),
+    ({"suppress_tokens": [3, 8]}, ("SuppressTokensLogitsProcessor", [3, 8])),
+    ({"do_sample": True, "temperature": 0.6}, ("TemperatureLogitsWarper", 0.6)),
+    *(({"do_sample": True, "top_k": k}, ("TopKLogitsWarper", k)) for k in (1, 5, 60)),
+    *(({"do_sample": True, "top_p": p}, ("TopPLogitsWarper", p)) for p in (0.05, 0.5, 0.9, 0.999)),
+    *(({"do_sample": True, "min_p": p}, ("MinPLogitsWarper", p)) for p in (0.01, 0.2, 1.0)),
+    *(({"do_sample": True, "typical_p": p}, ("TypicalLogitsWarper", p)) for p in (0.05, 0.5, 0.95)),
+]
+
+
+@pytest.mark.parametrize(("settings", "rule"), RULES, ids=str)
+def test_rules_keep_what_those_of_transformers_5_keep(processors, settings, rule):
+    name, *arguments = rule
+    theirs, config, pick = processors(name, *arguments), GenerationConfig(**settings), np.random.default_rng(0)
+    for scale in (0.1, 1.0, 5.0):
+        for _ in range(20):
+            scores, ids = pick.normal(0, scale, 37), pick.integers(0, 5, 12)
+            mine, expected = apply_rules(scores, ids, config), theirs(ids, scores)
+            assert np.isneginf(mine).tolist() == np.isneginf(expected).tolist()
+            np.testing.assert_allclose(mine, expected, rtol=1e-12)
+
+
+def test_where_rules_differ_from_those_of_transformers_5_it_is_as_the_page_says(processors):
+    """docs/decisions/0012-searches-over-an-engine.md lists these."""
+    tied = np.array([1.0, 2.0, 2.0, 2.0, 0.0])
+
+    def kept(scores):
+        return np.flatnonzero(np.isfinite(scores)).tolist()
+
+    def ours(scores, ids=(0,), **settings):
+        return kept(apply_rules(scores, list(ids), GenerationConfig(**settings)))
+
+    # A threshold keeps all that are tied at it; we keep the k that were asked for, the lower ids.
+    assert kept(processors("TopKLogitsWarper", 2)([0], tied)) == [1, 2, 3]
+    assert ours(tied, do_sample=True, top_k=2) == [1, 2]
+    # So it is among the typical ones.
+    assert kept(processors("TypicalLogitsWarper", 0.1)([0], np.zeros(4))) == [0, 1, 2, 3]
+    assert ours(np.zeros(4), do_sample=True, typical_p=0.1) == [0]
+    # They may take any of those that are tied; we take the lower ids.
+    assert len(kept(processors("TopPLogitsWarper", 0.5)([0], np.zeros(8)))) == 4
+    assert ours(np.zeros(8), do_sample=True, top_p=0.5) == [0, 1, 2, 3]
+    # A banned end of text stays possible with them.
+    assert kept(processors("NoBadWordsLogitsProcessor", [[2], [3]], [2])([0], tied)) == [0, 1, 2, 4]
+    assert ours(tied, bad_words_ids=[[2], [3]], eos_token_id=2) == [0, 1, 4]

@@ -13,6 +13,7 @@ import pytest
 from gpt2_core import sampling as core
 from gpt2_core.errors import GenerationError
 from gpt2_core.sampling import GenerationConfig
+from sampling_cases import RULES as ADVERSARIAL_RULES
 from sampling_cases import adversarial, histories
 
 
@@ -63,6 +64,60 @@ def test_rules_that_count_new_tokens_equal_their_twins_in_rows_of_any_count(ours
             expected = core.apply_rules(scores[row], real, config, own[0], (1, 6), own[1])
             np.testing.assert_allclose(got[row], expected, rtol=1e-15)
     assert np.isfinite(ours.rules(scores, history, GenerationConfig(forced_eos_token_id=4), 3)).all()
+
+
+BANS = [
+    {"bad_words_ids": [[0]]},
+    {"bad_words_ids": [[0, 0], [1, 0, 0], [2]]},
+    {"suppress_tokens": [0]},
+    {"begin_suppress_tokens": [0]},
+    {"min_new_tokens": 2},
+    {"forced_bos_token_id": 0},
+    {"forced_tokens": {0: 0, 1: 0}},
+    {"forced_eos_token_id": 0},
+]
+
+
+def twins(config, scores, history, *rest):
+    """What core makes of every row."""
+    rows = [core.apply_rules(row, ids[ids >= 0], config, *rest) for row, ids in zip(scores, history, strict=True)]
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("settings", BANS, ids=str)
+def test_rules_that_ban_equal_their_twins_on_adversarial_scores(ours, settings):
+    config = GenerationConfig(**settings)
+    for case, scores in enumerate(adversarial(1e-300)):
+        V = scores.shape[1]
+        words = settings.get("bad_words_ids")
+        if words and V < 3:
+            continue
+        for n, made in ((1, 0), (2, 2), (9, 1), (9, 0)):
+            history = histories(*scores.shape, n, seed=case + n)
+            got = ours.rules(scores, history, config, made, (0, V - 1), 3)
+            np.testing.assert_array_equal(got, twins(config, scores, history, made, (0, V - 1), 3))
+
+
+@pytest.mark.parametrize("settings", [*ADVERSARIAL_RULES, *BANS], ids=str)
+def test_a_row_without_any_way_on_stays_so_and_leaves_its_neighbours_alone(ours, settings):
+    config, scores = GenerationConfig(**settings), np.random.default_rng(1).normal(size=(3, 9))
+    scores[1] = -np.inf
+    history = histories(3, 9, 6, 2)
+    got = ours.rules(scores, history, config, 0, (4,), 1)
+    with np.errstate(invalid="ignore"):
+        expected = twins(config, scores, history, 0, (4,), 1)
+    np.testing.assert_allclose(got[[0, 2]], expected[[0, 2]], rtol=1e-15)
+    forced = any(name.startswith("forced") for name in settings)
+    assert ours("problem", got).tolist() == [0, 0 if forced else 2, 0]
+    assert np.isneginf(expected[1]).all() != forced
+
+
+def test_min_p_keeps_a_token_exactly_at_its_edge(ours):
+    edge = np.log(0.25)
+    scores, history = np.array([[0.0, edge, np.nextafter(edge, -np.inf)]]), np.zeros((1, 1), np.int64)
+    config = GenerationConfig(do_sample=True, min_p=0.25)
+    for kept in (ours.rules(scores, history, config), twins(config, scores, history)):
+        assert np.isfinite(kept).tolist() == [[True, True, False]]
 
 
 def test_processors_get_rows_of_equal_length_without_padding(ours):
