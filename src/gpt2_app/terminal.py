@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
 # Unicode's pictures of the control characters: what text contains must not steer the terminal that shows it.
 _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-_PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+# What turns the direction of the text after it (Unicode, UAX 9): a name could be shown as another one.
+_DIRECTIONS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_PICTURES |= {0x7F: 0x2421} | dict.fromkeys((*range(0x80, 0xA0), *_DIRECTIONS), 0xFFFD)
 # JSON escapes the others itself.
-_ESCAPES = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
+_ESCAPES = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), *_DIRECTIONS)}
 _ASCII = ("ascii", "us-ascii", "ansi_x3.4-1968")
 
 
@@ -125,7 +127,9 @@ def write_traceback(error: BaseException) -> None:
 
 
 def harmless(text: str) -> str:
-    """`text` with control characters but for line feeds and tabs made visible: for terminals."""
+    """`text` with what steers terminals made visible: control characters but for line feeds and tabs, and those that
+    turn the direction of text.
+    """
     return text.translate(_PICTURES)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -211,7 +212,7 @@ class GPT2Config:
         model_type = extra.pop("model_type", "gpt2")
         if model_type != "gpt2":
             raise ConfigError(
-                f"model_type is {model_type!r}, expected 'gpt2'; this library reads GPT-2 checkpoints only"
+                f"model_type is {_shown(model_type)}, expected 'gpt2'; this library reads GPT-2 checkpoints only"
             )
         return cls(**known, extra=extra)
 
@@ -238,7 +239,10 @@ class GPT2Config:
         Raises: ConfigError, where ``extra`` holds something that JSON cannot.
         """
         try:
-            return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+            text = json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+            if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):  # no text has these alone
+                text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+            return text
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"the configuration cannot be written: {error}; expected texts, numbers, lists and dicts in extra"
@@ -257,7 +261,9 @@ class GPT2Config:
             data = json.loads(read_small_file(path, ConfigError).decode("utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"{path} does not exist; expected a config.json beside the weights") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also for a number of thousands of digits
+            if isinstance(error, ConfigError):
+                raise
             raise ConfigError(f"{path} is not valid JSON ({error}); download it again or mend it") from error
         try:
             return cls.from_dict(data)
@@ -323,6 +329,11 @@ class GPT2Config:
 
 FIELDS: tuple[str, ...] = tuple(f.name for f in fields(GPT2Config))
 
+#: The most of a size: what an index of 32 bits counts. No released model has more than 48 layers, and every layer costs
+#: time and memory before a single weight is read.
+MOST, MOST_LAYERS = 2**31 - 1, 10_000
+_MOST_DEEP, _MOST_VALUES = 50, 1_000_000  # of settings nobody here knows: Python's own limit on depth is far away
+_MOST_SHOWN = 200
 _POSITIVE = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "num_labels")
 _SHARES = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout", "classifier_dropout")
 _FLAGS = (
@@ -373,14 +384,40 @@ def _by_field(given: Mapping[str, Any]) -> dict[str, Any]:
 def _own_extra(given: Any) -> Mapping[str, Any]:
     """A copy that nobody else can change, of keys that are no fields."""
     if not isinstance(given, Mapping):
-        raise ConfigError(f"extra is {given!r}, expected a mapping of names to values")
+        raise ConfigError(f"extra is {_shown(given)}, expected a mapping of names to values")
     for key in given:
         if not isinstance(key, str):
             raise ConfigError(f"extra holds the key {key!r}, expected names")
         if key in ALIASES or (key in FIELDS and key != "extra"):
             what = f"another name of {ALIASES[key]}" if key in ALIASES else "a field"
             raise ConfigError(f"extra holds {key!r}, which is {what}; say {ALIASES.get(key, key)}=... instead")
+        if _endless(given[key]):
+            raise ConfigError(
+                f"extra holds {key!r} with lists or mappings more than {_MOST_DEEP} deep, or with more than "
+                f"{_MOST_VALUES:,} values; expected plain settings"
+            )
     return MappingProxyType(copy.deepcopy(dict(given)))
+
+
+def _endless(value: object) -> bool:
+    """Whether lists and mappings stand in each other too deep, or too often: one may stand in many places."""
+    level, count = [value], 0
+    for _ in range(_MOST_DEEP):
+        nested = [each for each in level if isinstance(each, (Mapping, list, tuple))]
+        count += sum(map(len, nested))
+        if not nested or count > _MOST_VALUES:
+            break
+        level = [one for each in nested for one in (each.values() if isinstance(each, Mapping) else each)]
+    return bool(nested)
+
+
+def _shown(value: object) -> str:
+    """A value for a message, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write numbers of thousands of digits
+        return "a number too long to show"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _with_labels(extra: Mapping[str, Any], labels: Any) -> dict[str, Any]:
@@ -401,14 +438,14 @@ def _is_number(value: object) -> bool:
 
 def _check_plain_values(config: GPT2Config) -> None:
     def refuse(name: str, expected: str) -> None:
-        raise ConfigError(f"{name} is {getattr(config, name)!r}, expected {expected}")
+        raise ConfigError(f"{name} is {_shown(getattr(config, name))}, expected {expected}")
 
     for name in _POSITIVE:
-        value = getattr(config, name)
-        if not _is_int(value) or value < 1:
-            refuse(name, "a whole number of at least 1")
-    if config.n_inner is not None and (not _is_int(config.n_inner) or config.n_inner < 1):
-        refuse("n_inner", "None (for 4 * n_embd) or a whole number of at least 1")
+        value, most = getattr(config, name), MOST_LAYERS if name == "n_layer" else MOST
+        if not _is_int(value) or not 1 <= value <= most:
+            refuse(name, f"a whole number from 1 to {most:,}")
+    if config.n_inner is not None and (not _is_int(config.n_inner) or not 1 <= config.n_inner <= MOST):
+        refuse("n_inner", f"None (for 4 * n_embd) or a whole number from 1 to {MOST:,}")
     if config.n_embd % config.n_head:
         raise ConfigError(
             f"n_embd={config.n_embd} cannot be split into n_head={config.n_head} heads of equal width; "
@@ -423,9 +460,9 @@ def _check_plain_values(config: GPT2Config) -> None:
     for name in _FLAGS:
         if not isinstance(getattr(config, name), bool):
             refuse(name, "true or false")
-    if not _is_number(config.layer_norm_epsilon) or not config.layer_norm_epsilon > 0:
-        refuse("layer_norm_epsilon", "a number above 0")
-    if not _is_number(config.initializer_range) or not 0 <= config.initializer_range < float("inf"):
+    if not _is_number(config.layer_norm_epsilon) or not 0 < config.layer_norm_epsilon <= sys.float_info.max:
+        refuse("layer_norm_epsilon", "a finite number above 0")
+    if not _is_number(config.initializer_range) or not 0 <= config.initializer_range <= sys.float_info.max:
         refuse("initializer_range", "a finite number of at least 0")
     if config.activation_function not in ACTIVATIONS:
         refuse("activation_function", f"one of {', '.join(ACTIVATIONS)}")
@@ -448,7 +485,7 @@ def _normal_labels(given: Any) -> dict[int, str]:
     try:
         return {int(key): str(value) for key, value in given.items()}
     except (AttributeError, TypeError, ValueError):
-        raise ConfigError(f"id2label is {given!r}, expected a mapping of label numbers to names") from None
+        raise ConfigError(f"id2label is {_shown(given)}, expected a mapping of label numbers to names") from None
 
 
 def _normal_pruned_heads(config: GPT2Config) -> Mapping[int, tuple[int, ...]]:
@@ -456,14 +493,15 @@ def _normal_pruned_heads(config: GPT2Config) -> Mapping[int, tuple[int, ...]]:
         given = {int(layer): sorted({int(head) for head in heads}) for layer, heads in config.pruned_heads.items()}
     except (AttributeError, TypeError, ValueError):
         raise ConfigError(
-            f"pruned_heads is {config.pruned_heads!r}, expected a mapping of layer numbers to lists of head numbers"
+            f"pruned_heads is {_shown(config.pruned_heads)}, expected a mapping of layer numbers to lists of head "
+            f"numbers"
         ) from None
     for layer, heads in given.items():
         if not 0 <= layer < config.n_layer:
-            raise ConfigError(f"pruned_heads names layer {layer}, expected 0 to {config.n_layer - 1}")
+            raise ConfigError(f"pruned_heads names layer {_shown(layer)}, expected 0 to {config.n_layer - 1}")
         for head in heads:
             if not 0 <= head < config.n_head:
-                raise ConfigError(f"pruned_heads[{layer}] names head {head}, expected 0 to {config.n_head - 1}")
+                raise ConfigError(f"pruned_heads[{layer}] names head {_shown(head)}, expected 0 to {config.n_head - 1}")
         if len(heads) >= config.n_head:
             raise ConfigError(f"pruned_heads[{layer}] removes all {config.n_head} heads; at least one must stay")
     return MappingProxyType({layer: tuple(heads) for layer, heads in sorted(given.items()) if heads})

@@ -196,7 +196,7 @@ def _match(checkpoint: Checkpoint, config: GPT2Config, head: Head, *, chosen: bo
 def _find_tokenizer(
     name: str | None, checkpoint: Checkpoint, config: GPT2Config, options: Mapping[str, Any]
 ) -> TokenizerSource | None:
-    """The tokenizer inside the checkpoint, or beside it; on the hub, or the embedded one, if that is where `name` is."""
+    """The tokenizer inside the checkpoint or beside it; for a `name` of the hub also there, or the embedded one."""
     from gpt2_core.tokenizer import EMBEDDED_NAMES
 
     if checkpoint.tokenizer is not None:

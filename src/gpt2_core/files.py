@@ -41,6 +41,8 @@ _LOCK_PATIENCE = 10.0  # seconds; what happens under the lock is renames only
 _JOURNAL_LIMIT = 1 << 20
 # How a file begins that stands for one which git-lfs keeps elsewhere (git-lfs, docs/spec.md, "The Pointer").
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+#: How many bytes from the beginning of a file show whether it is such a pointer.
+LFS_POINTER_BYTES = 64
 _UNITS = {"": 1, "b": 1} | {
     f"{letter}{suffix}": base**power
     for power, letter in enumerate("kmgt", 1)

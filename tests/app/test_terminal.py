@@ -25,7 +25,7 @@ from gpt2_core.tokenizer import GPT2Tokenizer
 needs_pty = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX: terminals, and names of any characters")
 
 # Clear the screen; set the title and ring; a sequence of one C1 character; a carriage return that overwrites the line.
-EVIL = "a\x1b[2Jb\x1b]0;owned\x07c\x9b31md\rOK"
+EVIL = "a\x1b[2Jb\x1b]0;owned\x07c\x9b31md\rOK \u202egnp.exe\u2069"
 TOKENIZER = GPT2Tokenizer()
 
 
@@ -59,7 +59,7 @@ def on_a_terminal(*arguments: object, typed: bytes = b"", **changes: str) -> byt
 def steers(shown: bytes) -> bool:
     """Whether something of EVIL is left that a terminal would obey."""
     text = shown.decode("utf-8", "replace")
-    return any(mark in text for mark in ("\x1b[2J", "\x1b]0;", "\x07", "\x9b", "d\rO"))
+    return any(mark in text for mark in ("\x1b[2J", "\x1b]0;", "\x07", "\x9b", "d\rO", "\u202e", "\u2069"))
 
 
 # -- one place -----------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from gpt2_core.checkpoints import (
     widen_bfloat16,
 )
 from gpt2_core.checkpoints.tensors import STORAGE
-from gpt2_core.errors import CheckpointError, CheckpointFormatError, UnsafeCheckpointError, WriteError
+from gpt2_core.errors import CheckpointError, CheckpointFormatError, ConfigError, UnsafeCheckpointError, WriteError
 
 FORMATS = ["safetensors", "bin"]
 SUFFIX = {"safetensors": ".safetensors", "bin": ".bin"}
@@ -315,6 +315,34 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytes
             open_checkpoint(tmp_path / "x", format=format)
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:12ab\nsize 548105171\n"
+
+
+@pytest.mark.parametrize("file", sorted({name for each in checkpoints.formats().values() for name in each.FILES}))
+def test_what_git_leaves_of_a_large_file_is_told_from_a_damaged_one(tmp_path: Path, file: str) -> None:
+    (tmp_path / file).write_bytes(POINTER)
+    for path in (tmp_path, tmp_path / file):
+        with pytest.raises((CheckpointFormatError, ConfigError), match=r"is a git-LFS pointer: run `git lfs pull`"):
+            open_checkpoint(path)
+
+
+@pytest.mark.parametrize("format", list(checkpoints.formats()))
+def test_a_reader_that_is_asked_for_says_so_too(tmp_path: Path, format: str) -> None:
+    file = checkpoints.formats()[format].FILES[0]
+    (tmp_path / file).write_bytes(POINTER)
+    with pytest.raises(CheckpointError, match=r"git-LFS pointer" if format != "kerashub" else r"config\.json"):
+        open_checkpoint(tmp_path / file, format=format)
+
+
+def test_a_size_may_have_a_unit(tmp_path: Path) -> None:
+    tensors = {name: np.zeros(400, np.float32) for name in "abc"}
+    assert len(save_checkpoint(tmp_path / "a", tensors, max_shard_bytes="3.2KB")) == 3
+    for size in ("lots", "0", -1):
+        with pytest.raises(CheckpointError, match=r'max_shard_bytes is .*as 5000000000 or "5GB"'):
+            save_checkpoint(tmp_path / "b", tensors, max_shard_bytes=size)
+    assert not (tmp_path / "b").exists()
+
+
 def test_an_unknown_format_lists_the_known(tmp_path: Path) -> None:
     for call in (
         lambda: open_checkpoint(tmp_path, format="safetensor"),
@@ -322,6 +350,10 @@ def test_an_unknown_format_lists_the_known(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=r"expected .*safetensors"):
             call()
+    with pytest.raises(CheckpointError, match=r"not known; expected one of .*; did you mean 'safetensors'\?$"):
+        open_checkpoint(tmp_path, format="safetensor")
+    with pytest.raises(CheckpointError, match=r"not known; expected one of .*; did you mean 'bfloat16'\?$"):
+        Tensor("bfloat", (1,), lambda: np.zeros(1))
 
 
 # Saving over what is there --------------------------------------------------------------------------------------------

@@ -217,11 +217,22 @@ def test_presets_answer_to_both_names_without_a_network(name):
     assert PRESETS["distilbert/distilgpt2"] is PRESETS["distilgpt2"]
 
 
+NESTED, MANY = [], []  # type: ignore[var-annotated]
+for _ in range(60):
+    NESTED = [NESTED]
+for _ in range(40):
+    MANY = [MANY, {"a": MANY}]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"n_layer": 0}, "n_layer is 0, expected a whole number of at least 1"),
+        ({"n_layer": 0}, "n_layer is 0, expected a whole number from 1 to 10,000"),
         ({"n_layer": True}, "n_layer is True"),
+        ({"n_layer": 10**9}, "n_layer is 1000000000, expected a whole number from 1 to 10,000"),
+        ({"n_layer": 10**5000}, "n_layer is a number too long to show"),
+        ({"vocab_size": 2**31}, "vocab_size is 2147483648, expected a whole number from 1 to 2,147,483,647"),
+        ({"n_inner": 2**31}, "n_inner is 2147483648, expected None"),
         ({"n_embd": 7.5}, "n_embd is 7.5"),
         ({"vocab_size": "big"}, "vocab_size is 'big'"),
         ({"n_embd": 100, "n_head": 3}, "n_embd=100 cannot be split into n_head=3"),
@@ -230,10 +241,14 @@ def test_presets_answer_to_both_names_without_a_network(name):
         ({"attn_pdrop": -0.1}, "attn_pdrop is -0.1"),
         ({"embd_pdrop": None}, "embd_pdrop is None"),
         ({"resid_pdrop": float("nan")}, "resid_pdrop is nan"),
-        ({"layer_norm_epsilon": 0.0}, "layer_norm_epsilon is 0.0, expected a number above 0"),
+        ({"layer_norm_epsilon": 0.0}, "layer_norm_epsilon is 0.0, expected a finite number above 0"),
         ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon is nan"),
         ({"initializer_range": float("inf")}, "initializer_range is inf"),
         ({"initializer_range": -1}, "initializer_range is -1"),
+        ({"initializer_range": 10**400}, "initializer_range is 1000"),
+        ({"layer_norm_epsilon": float("inf")}, "layer_norm_epsilon is inf"),
+        ({"activation_function": "gelu" * 100}, "lugelugel..., expected"),
+        ({"pruned_heads": {10**5000: [1]}}, "names layer a number too long to show"),
         ({"activation_function": "gelu_newer"}, "activation_function is 'gelu_newer', expected one of gelu_new"),
         ({"summary_type": "attn"}, "summary_type is 'attn', expected one of cls_index"),
         ({"summary_activation": "relu"}, "summary_activation is 'relu'"),
@@ -247,6 +262,8 @@ def test_presets_answer_to_both_names_without_a_network(name):
         ({"pruned_heads": {0: list(range(12))}}, "removes all 12 heads"),
         ({"pruned_heads": [1]}, "pruned_heads is [1], expected a mapping"),
         ({"extra": {"add_cross_attention": True}}, "asks for cross-attention"),
+        ({"extra": {"a": NESTED}}, "'a' with lists or mappings more than 50 deep"),
+        ({"extra": {"a": MANY}}, "with more than 1,000,000 values"),
     ],
 )
 def test_an_impossible_value_is_refused_by_name(changes, words):
@@ -276,13 +293,19 @@ def test_a_file_that_is_missing_or_no_json_is_reported_by_name(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.json does not exist"):
         GPT2Config.from_json_file(tmp_path / "config.json")
     path = tmp_path / "config.json"
-    for content in (b"{", b"\xff\xfe", b"", b"[" * 100_000):
+    for content in (b"{", b"\xff\xfe", b"", b"[" * 100_000, b'{"n_layer": ' + b"1" * 5000 + b"}"):
         path.write_bytes(content)
         with pytest.raises(ConfigError, match=r"config\.json"):
             GPT2Config.from_json_file(path)
     path.write_text('{"n_layer": 0}')
     with pytest.raises(ConfigError, match=r"config\.json: n_layer is 0"):
         GPT2Config.from_json_file(path)
+
+
+def test_half_of_a_character_in_a_file_is_kept_and_can_be_written_again(tmp_path):
+    (tmp_path / "config.json").write_text('{"told": "\\ud800 and é"}')
+    config = GPT2Config.from_json_file(tmp_path / "config.json")
+    assert GPT2Config.from_json_file(config.save_pretrained(tmp_path / "b")) == config
 
 
 def test_a_file_that_may_not_be_read_a_folder_and_a_pointer_are_told_apart(tmp_path, unreadable):

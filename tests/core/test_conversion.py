@@ -288,6 +288,19 @@ def test_without_a_configuration_the_shapes_of_a_released_model_tell_it(tmp_path
         assert note in plan_conversion(source, tmp_path / "b", "bin").notes
 
 
+@pytest.mark.parametrize(("format", "file"), [("openai", "hparams.json"), ("kerashub", "config.json")])
+def test_the_file_that_the_configuration_stands_in_is_named(tmp_path: Path, format: str, file: str) -> None:
+    convert(model(tmp_path / "a"), tmp_path / "b", format)
+    with open_source(tmp_path / "b") as opened:
+        assert opened.known.source == str(tmp_path / "b" / file)
+    text = (tmp_path / "b" / file).read_text()
+    (tmp_path / "b" / file).write_text(
+        text.replace("heads", "n_head").replace(f'n_head": {CONFIG.n_head}', 'n_head": 7')
+    )
+    with pytest.raises((ConfigError, CheckpointError), match=file.replace(".", r"\.")):
+        open_source(tmp_path / "b")
+
+
 def test_shapes_of_no_released_model_tell_no_number_of_heads(tmp_path: Path) -> None:
     (model(tmp_path) / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"2 layers 32 wide, but not the number of heads.*--config"):

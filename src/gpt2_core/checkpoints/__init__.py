@@ -27,6 +27,7 @@ learns beyond tensors it gives as attributes of the Checkpoint. docs/adding-a-fo
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -46,7 +47,13 @@ from gpt2_core.checkpoints.tensors import (
     widen_bfloat16,
 )
 from gpt2_core.errors import CheckpointError, nearest
-from gpt2_core.files import atomic_folder, finish_interrupted_save
+from gpt2_core.files import (
+    LFS_POINTER_BYTES,
+    atomic_folder,
+    finish_interrupted_save,
+    refuse_lfs_pointer,
+    size_in_bytes,
+)
 
 __all__ = [
     "STORAGE",
@@ -116,6 +123,7 @@ def detect(path: str | Path) -> tuple[str, Path]:
             raise CheckpointError(f"cannot look into {path}: {cause.strerror}; expected a readable file") from cause
         if found is not None:
             return name, found
+    _refuse_pointers(path)
     expected = ", ".join(file for each in formats().values() for file in each.FILES)
     if path.is_dir():
         raise CheckpointError(
@@ -125,6 +133,16 @@ def detect(path: str | Path) -> tuple[str, Path]:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; expected a checkpoint file, or a folder with one of {expected}")
     raise CheckpointError(f"{path} is in no format that is read here; expected one of {', '.join(formats())}")
+
+
+def _refuse_pointers(path: Path) -> None:
+    """Raise CheckpointFormatError if the file, or one of a folder's that a format would open, is a git-LFS pointer."""
+    names = [name for each in formats().values() for name in each.FILES]
+    for file in [path / name for name in names] if path.is_dir() else [path]:
+        with contextlib.suppress(OSError):
+            if file.is_file():
+                with file.open("rb") as opened:
+                    refuse_lfs_pointer(file, opened.read(LFS_POINTER_BYTES))
 
 
 def open_checkpoint(path: str | Path, *, format: str | None = None, writable: bool = False) -> Checkpoint:
@@ -146,17 +164,19 @@ def save_checkpoint(
     *,
     format: str = "safetensors",
     metadata: Mapping[str, str] | None = None,
-    max_shard_bytes: int | None = None,
+    max_shard_bytes: int | str | None = None,
     about: About | None = None,
 ) -> tuple[Path, ...]:
     """Write `tensors` into a folder as its only checkpoint: those of any other format there are removed at the end.
 
-    `about` is needed by formats that keep the config inside, and ignored by the others.
+    `max_shard_bytes` splits them into files of at most so many bytes; it may have a unit, as in "5GB". `about` is
+    needed by formats that keep the config inside, and ignored by the others.
     Raises: CheckpointError, WriteError; either way the folder is as it was.
     """
     folder, chosen = Path(folder), named_format(format)
+    most = size_in_bytes("max_shard_bytes", max_shard_bytes)
     with atomic_folder(folder, replaces=is_weight_file) as stage:
-        written = write_with(chosen, stage, tensors, metadata=metadata, max_shard_bytes=max_shard_bytes, about=about)
+        written = write_with(chosen, stage, tensors, metadata=metadata, max_shard_bytes=most, about=about)
         names = [file.relative_to(stage) for file in written]
     return tuple(folder / name for name in names)
 

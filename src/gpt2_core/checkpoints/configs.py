@@ -59,15 +59,20 @@ def config_of(checkpoint: Checkpoint, *, beside: bool = True, infer: bool = Fals
         return Known(GPT2Config.from_json_file(file), str(file))
     if checkpoint.config is not None:
         try:
-            return Known(GPT2Config.from_dict(_with_possible_ids(checkpoint.config)), f"inside {checkpoint.path}")
+            found = GPT2Config.from_dict(_with_possible_ids(checkpoint.config))
         except ConfigError as error:
-            raise ConfigError(f"the configuration inside {checkpoint.path}: {error}") from error
+            raise ConfigError(f"the configuration {_place(checkpoint)}: {error}") from error
+        return Known(found, _place(checkpoint) if checkpoint.config_file is None else str(checkpoint.config_file))
     if infer:
         return _inferred(checkpoint)
     raise ConfigError(
         f"{file} does not exist, and {checkpoint.path} has no configuration inside; expected either. If the weights "
         f"have none, say what they are: config=GPT2Config(...), or one of the presets {', '.join(PRESETS)}"
     )
+
+
+def _place(checkpoint: Checkpoint) -> str:
+    return f"inside {checkpoint.path}" if checkpoint.config_file is None else f"in {checkpoint.config_file}"
 
 
 def head_of(checkpoint: Checkpoint, config: GPT2Config) -> Head:

@@ -203,6 +203,7 @@ def read(path: str | Path, *, writable: bool = False) -> Checkpoint:
         files=weights.files,
         close=weights.close,
         config=config,
+        config_file=folder / CONFIG,
         head=head.value,
         tokenizer=_tokenizer(folder) if (folder.joinpath(*ASSETS) / VOCABULARY).exists() else None,
         names_in_file=names_in_file,

@@ -329,6 +329,7 @@ def _checkpoint(bundle: Bundle, config: Mapping[str, int | float] | None, notes:
         files=bundle.files,
         close=bundle.close,
         config=config,
+        config_file=folder / HPARAMS if config is not None else None,
         head=Head.LM.value,
         tokenizer=_tokenizer(folder) if any((folder / name).exists() for name in OPENAI_FILES) else None,
         names_in_file=found.names_in_file,

@@ -33,13 +33,12 @@ from gpt2_core.checkpoints import protobuf, sstable
 from gpt2_core.checkpoints.crc32c import Crc32c, masked
 from gpt2_core.checkpoints.tensors import STORAGE, MappedFile, Shape, Tensor, check_shape, file_tensor
 from gpt2_core.errors import CheckpointError, CheckpointFormatError
-from gpt2_core.files import atomic_write, file_inside, refuse_lfs_pointer
+from gpt2_core.files import atomic_write, file_inside
 
 INDEX = ".index"
 _HEADER = b""
 _SLICE = b"\0"  # how the keys of pieces begin
 _VERSION = 1
-_LFS = 64  # bytes that show a pointer of git-LFS
 _MOST_SHARDS = 99_999  # what five digits can count
 
 #: Numbers of dtypes in TensorFlow -> ours; and what the others are called there.
@@ -109,7 +108,6 @@ class Bundle:
                         f"{path} is not there, and {self.index} says that it holds tensors; put it into the same folder"
                     )
                 self._files[shard] = MappedFile(path, writable=writable)
-                refuse_lfs_pointer(path, self._files[shard].bytes(0, _LFS))
             for shard, file in self._files.items():
                 _check_regions([entry for entry in self.entries.values() if entry.shard == shard], file)
         except BaseException:
@@ -151,7 +149,6 @@ def _read_index(path: Path) -> tuple[dict[str, Entry], int]:
     """All entries, and how many files of numbers there are."""
     file = MappedFile(path)
     try:
-        refuse_lfs_pointer(path, file.bytes(0, _LFS))
         return _entries(sstable.read(file))
     except CheckpointFormatError as cause:
         raise CheckpointFormatError(f"{path} is not a sound index of a TensorFlow checkpoint: {cause}") from cause

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2_core.errors import CannotHoldError, CheckpointError, CheckpointFormatError, nearest
+from gpt2_core.files import LFS_POINTER_BYTES, refuse_lfs_pointer
 
 if TYPE_CHECKING:
     from gpt2_core.tokenizer_files import TokenizerParts
@@ -161,7 +162,8 @@ class Checkpoint(Mapping[str, Tensor]):
     the files say beyond tensors: `config` (keys of a config.json, None where the format keeps none of its own),
     `head` (a value of `parameters.Head`, where the file says it), `tokenizer` (called to read the one that the files
     hold; None where they hold none), `names_in_file` (the name here -> the name or names there, where they differ),
-    `ignored` (names there that nothing is made from -> why), `notes` (sentences that a person should read).
+    `ignored` (names there that nothing is made from -> why), `notes` (sentences that a person should read),
+    `config_file` (where `config` stands if that is not the file at `path`).
     """
 
     def __init__(
@@ -179,6 +181,7 @@ class Checkpoint(Mapping[str, Tensor]):
         names_in_file: Mapping[str, str] | None = None,
         ignored: Mapping[str, str] | None = None,
         notes: Sequence[str] = (),
+        config_file: Path | None = None,
     ) -> None:
         self._tensors = dict(tensors)
         self.format = format
@@ -191,6 +194,7 @@ class Checkpoint(Mapping[str, Tensor]):
         self.names_in_file = dict(names_in_file or {})
         self.ignored = dict(ignored or {})
         self.notes = tuple(notes)
+        self.config_file = config_file
         self._close = close
 
     def __getitem__(self, name: str) -> Tensor:
@@ -256,7 +260,7 @@ class MappedFile:
     """A regular file mapped into memory; views of it cost no copy and outlive `close`.
 
     With `writable` the views can be written to: the pages written become private to this process, the file never
-    changes. Raises: CheckpointError if the file cannot be opened or is not a regular file.
+    changes. Raises: CheckpointError if the file cannot be opened, is not a regular file, or is a git-LFS pointer.
     """
 
     def __init__(self, path: Path, *, writable: bool = False) -> None:
@@ -277,6 +281,11 @@ class MappedFile:
             reason = getattr(cause, "strerror", None) or cause
             raise CheckpointError(f"cannot open {path}: {reason}; expected a readable checkpoint file") from cause
         self._closed = False
+        try:
+            refuse_lfs_pointer(path, self.bytes(0, LFS_POINTER_BYTES))
+        except CheckpointError:
+            self.close()
+            raise
 
     def bytes(self, offset: int, count: int) -> bytes:
         """A copy of `count` bytes, fewer at the end of the file."""
