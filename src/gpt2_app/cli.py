@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from gpt2_app import compare, convert, decode, encode, failures, generate, info, vocabularies, write
+from gpt2_app import compare, convert, data, decode, encode, failures, generate, info, vocabularies, write
 from gpt2_app.wording import Options
 from gpt2_core.errors import Gpt2Error
 
@@ -21,6 +21,7 @@ OPTIONS: Mapping[str, Options] = {
     "generate": generate.OPTIONS,
     "encode": vocabularies.OPTIONS,
     "decode": vocabularies.OPTIONS,
+    "data": data.OPTIONS,
 }
 
 EPILOG = (
@@ -117,6 +118,7 @@ for _name, _command in (
     ("info", info.command),
     ("compare", compare.command),
     ("convert", convert.command),
+    ("data", data.command),
     ("write", write.command),
 ):
     app.command(_name, help=_paragraphs(_command))(_command)
