@@ -46,6 +46,21 @@ def test_contrastive_search_is_that_of_transformers_4_45(case):
     assert out.tolist() == case["sequences"]
 
 
+@pytest.mark.parametrize("kind", ["groups", "contrastive"])
+def test_what_4_45_wrote_in_float32_does_not_hang_on_rounding(kind):
+    pick = np.random.default_rng(0)
+    for case in OLDER[kind]:
+        model = model_of(case["seed"])
+        # Ten times what rounding to float32 changes.
+        near = {name: value * (1 + pick.normal(0, 1e-6, value.shape)) for name, value in model.parameters.items()}
+        settings = case["settings"] | ({"eos_token_id": ()} if case["settings"]["eos_token_id"] is None else {})
+        several = {"num_return_sequences": settings["num_beams"]} if "num_beams" in settings else {}
+        out = generate(
+            ReferenceModel(model.config, near), case["ids"], max_new_tokens=9, pad_token_id=0, **settings, **several
+        )
+        assert out.tolist() == case["sequences"]
+
+
 # -- transformers 5 ------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import math
 
@@ -153,6 +154,49 @@ def test_a_stream_without_a_tokenizer_gives_the_tensors_of_each_step(pair):
     assert np.stack(columns, axis=1).tolist() == expected[:, 7:].tolist()
 
 
+def test_an_event_loop_gets_the_same_pieces(wordy):
+    _, model = wordy
+    tokenizer = GPT2Tokenizer()
+    settings = {"tokenizer": tokenizer, "max_new_tokens": 9, "eos_token_id": (), **SAMPLED}
+    prompt = [tokenizer.encode("The old man")]
+
+    async def walk():
+        return [piece async for piece in model.stream(prompt, **settings)]
+
+    pieces = asyncio.run(walk())
+    assert len(pieces) > 4
+    assert pieces == list(model.stream(prompt, **settings))
+
+
+@pytest.mark.parametrize("search", ["greedy", "drawn", "beams", "contrastive", "looked up"])
+def test_a_time_limit_ends_every_search_with_a_token_at_least(pair, search):
+    _, model = pair
+    settings = {"max_new_tokens": 9, "return_dict": True, "eos_token_id": ()} | SEARCHES[search]
+    out = model.generate([[1, 2, 3]], max_time=1e-9, **settings | {"num_return_sequences": 1})
+    assert (np.asarray(out.sequences).shape, out.finish_reasons, out.new_tokens) == ((1, 4), ("time",), (1,))
+
+
+@pytest.mark.parametrize("search", ["greedy", "drawn", "beams", "drawn beams", "contrastive", "looked up", "sliding"])
+def test_every_text_of_a_search_is_what_it_would_be_alone(pair, search):
+    _, model = pair
+    settings = {"max_new_tokens": 8} | ENDS | SEARCHES[search]
+    whole = model.generate(PROMPTS, return_dict=True, **settings)
+    texts = whole_texts(whole, max(map(len, PROMPTS)))
+    each = len(texts) // len(PROMPTS)
+    for row, prompt in enumerate(PROMPTS):
+        # Draws are keyed by the row, so what stands before stays; all else may go.
+        beginning = [[3] * (1 + other) for other in range(row)] if settings.get("do_sample") else []
+        alone = model.generate([*beginning, prompt], return_dict=True, **settings)
+        width = max(map(len, [*beginning, prompt]))
+        assert whole_texts(alone, width)[-each:] == texts[row * each : (row + 1) * each]
+
+
+def whole_texts(out, width):
+    """The new tokens of each text."""
+    rows = np.asarray(out.sequences)[:, width:].tolist()
+    return [row[:count] for row, count in zip(rows, out.new_tokens, strict=True)]
+
+
 # -- wrong use -----------------------------------------------------------------------------------------------
 
 
@@ -199,6 +243,13 @@ def test_wrong_use_is_the_same_clear_error_everywhere(pair, case):
         said.append((type(caught.value), str(caught.value)))
     assert said[0] == said[1]
     assert len(said[0][1]) > 40
+
+
+def test_a_stop_string_that_never_comes_up_leaves_the_text_to_its_length(wordy):
+    for model in wordy:
+        settings = {"tokenizer": GPT2Tokenizer(), "stop_strings": ["never", "\x00"], "return_dict": True}
+        out = model.generate([[464, 1468]], max_new_tokens=5, eos_token_id=(), **settings)
+        assert (out.finish_reasons, out.new_tokens) == (("length",), (5,))
 
 
 def test_an_assistant_with_another_vocabulary_is_refused(framework, pair):
