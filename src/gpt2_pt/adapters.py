@@ -94,7 +94,7 @@ def merge(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def unmerge(model: PreTrainedModel, lora: Lora, arrays: dict[str, Tensor]) -> None:
+def unmerge(model: PreTrainedModel, lora: Lora, arrays: dict[str, Any]) -> None:
     """Take out of the kernels what `merge` put in: an adapter like ``lora`` with the parameters ``arrays`` by name.
 
     The kernels are back but for rounding.
@@ -104,7 +104,7 @@ def unmerge(model: PreTrainedModel, lora: Lora, arrays: dict[str, Tensor]) -> No
             _merge_one(model, name.removesuffix(A), a, arrays[name.removesuffix(A) + B], lora.scale, -1)
 
 
-def _merge_one(model: PreTrainedModel, layer: str, a: Tensor, b: Tensor, scale: float, sign: int) -> None:
+def _merge_one(model: PreTrainedModel, layer: str, a: Any, b: Any, scale: float, sign: int) -> None:
     kernel = model.get_parameter(f"{layer}.weight")
-    old, first, second = (each.detach().to("cpu", torch.float64).numpy() for each in (kernel, a, b))
+    old, first, second = (torch.as_tensor(each).detach().to("cpu", torch.float64).numpy() for each in (kernel, a, b))
     kernel.copy_(torch.from_numpy(merged(old, first, second, scale, sign)))
