@@ -85,7 +85,7 @@ def _bars(axes: Any, scores: Any) -> None:
     """Which ranks each rule keeps."""
     p = softmax(scores)
     order = np.argsort(-p, kind="stable")
-    for row, (name, rule, value) in enumerate(RULES):
+    for row, (_, rule, value) in enumerate(RULES):
         kept = np.isfinite(rule(scores, value))
         y = len(RULES) - 1 - row
         axes.barh(y, RANKS, left=0.9, height=0.66, color=LIGHT)

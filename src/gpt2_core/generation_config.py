@@ -504,6 +504,8 @@ _EXCLUSIVE: tuple[tuple[str, str, str], ...] = (
     ("best_of", "num_beams", "both weigh several texts, each in its own way"),
     ("num_beams", "prompt_lookup_num_tokens", "beam search follows several beginnings, a draft is of one"),
     ("num_beams", "output_scores", "beams change places at every step"),
+    ("penalty_alpha", "output_scores", "contrastive search weighs more than scores"),
+    ("best_of", "output_scores", "the scores would be those of all drafts"),
     ("prompt_lookup_num_tokens", "output_scores", "several tokens are chosen at a step"),
     ("prompt_lookup_num_tokens", "sliding_window", "a draft may not cross the place where the window slides"),
 )

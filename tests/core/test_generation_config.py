@@ -133,6 +133,8 @@ def test_an_impossible_setting_is_refused_by_name(settings, words):
         ({"num_beams": 2, "prompt_lookup_num_tokens": 3}, "a draft is of one"),
         ({"num_beams": 2, "return_dict": True, "output_scores": True}, "beams change places"),
         ({"prompt_lookup_num_tokens": 2, "return_dict": True, "output_scores": True}, "several tokens are chosen"),
+        ({"penalty_alpha": 0.6, "top_k": 4, "return_dict": True, "output_scores": True}, "weighs more than scores"),
+        ({"do_sample": True, "best_of": 2, "return_dict": True, "output_scores": True}, "be those of all drafts"),
         ({"prompt_lookup_num_tokens": 2, "sliding_window": True}, "where the window slides"),
         ({"max_length": 9, "max_new_tokens": 3}, "both max_new_tokens=3 and max_length=9"),
         ({"max_new_tokens": 3, "min_new_tokens": 4}, "min_new_tokens=4 is more than max_new_tokens=3"),
