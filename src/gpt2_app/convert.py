@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gpt2_core.config import GPT2Config
     from gpt2_core.conversion import Plan, Progress, Report, Source
 
-FORMATS = "safetensors|bin|h5|keras|openai|kerashub|nanogpt|llmc|gguf|flax|npz"
+FORMATS = "safetensors, bin, h5, keras, openai, kerashub, nanogpt, llmc, gguf, flax, npz"
 
 
 def command(
@@ -34,7 +34,8 @@ def command(
         str, typer.Argument(metavar="SRC", help="A model's name, its folder, or one checkpoint file of any format.")
     ],
     target: Annotated[
-        Path, typer.Argument(metavar="DST", help="Where the result goes: a folder, or a file if it ends as such.")
+        Path,
+        typer.Argument(metavar="DST", help="Where the result goes: a folder, or one file if it ends as such: a.gguf."),
     ],
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help=f"The format to write: {FORMATS}.")],
     of: Annotated[
@@ -50,8 +51,9 @@ def command(
     verify: Annotated[
         str | None,
         typer.Option(
-            metavar="none|tensors|logits",
-            help="Read the result back: no, bit by bit, or also by what it computes. Default: logits up to 1 GB.",
+            metavar="HOW",
+            help="Read the result back: none, tensors (bit by bit), or logits (also by what it computes). Default: "
+            "logits up to 1 GB, tensors beyond.",
         ),
     ] = None,
     config: Annotated[
@@ -79,7 +81,7 @@ def command(
     """
     from gpt2_core.conversion import carry_out, plan_conversion
 
-    _check_names(to, of, dtype, verify)
+    _check_names(to, of, dtype, verify, head)
     most = parse_size(shard_size)
     with _codes(), _opened(source, of, config, head, offline) as opened:
         plan = plan_conversion(
@@ -120,19 +122,21 @@ def parse_size(text: str | None) -> int | None:
         raise InputError(f"--shard-size is {text!r}, expected a size such as 2GB, 500MiB or 1000000") from cause
 
 
-def _check_names(to: str, of: str | None, dtype: str | None, verify: str | None) -> None:
+def _check_names(to: str, of: str | None, dtype: str | None, verify: str | None, head: str | None) -> None:
     from gpt2_core.checkpoints import formats
     from gpt2_core.checkpoints.holds import FLOATS, QUANTIZED_BYTES
     from gpt2_core.conversion import VERIFY
+    from gpt2_core.parameters import Head
 
     for what, given, known in (
         ("--to", to, list(formats())),
         ("--from", of, list(formats())),
         ("--dtype", dtype, [*FLOATS, *QUANTIZED_BYTES]),
         ("--verify", verify, list(VERIFY)),
+        ("--head", head, [each.value for each in Head]),
     ):
         if given is not None and given not in known:
-            raise InputError(f"{what} is {given!r}, expected one of {', '.join(known)}{nearest(given, known)}")
+            raise InputError(f"{what} is {given!r}, expected one of {', '.join(known)}{nearest(given.lower(), known)}")
 
 
 @contextlib.contextmanager
@@ -166,6 +170,8 @@ def _opened(source: str, of: str | None, config: str | None, head: str | None, o
 def _read_config(name: str, offline: bool) -> GPT2Config:
     from gpt2_core.config import GPT2Config
 
+    if name.endswith(".json"):
+        return GPT2Config.from_json_file(Path(name).expanduser())
     return GPT2Config.from_pretrained(name, local_files_only=offline)
 
 
@@ -247,7 +253,8 @@ def show_report(report: Report) -> None:
     rounding = "" if report.plan.lossless else ", after rounding"
     text = f"{found.tensors} tensors read back, every bit as it should be{rounding}"
     if found.difference is not None and found.scale is not None:
-        text += f"; outputs differ by at most {found.difference:.3g} (the largest is {found.scale:.3g})"
+        differ = f"differ by at most {found.difference:.3g}" if found.difference else "are the same"
+        text += f"; outputs {differ} (the largest is {found.scale:.3g})"
     if found.agreement is not None and not report.plan.lossless:
         text += f", the first choice is the same at {found.agreement:.0%} of positions"
     out.print(Text.assemble(("checked   ", "cyan"), text), soft_wrap=True)

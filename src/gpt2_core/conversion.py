@@ -15,7 +15,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from gpt2_core.checkpoints import (
     Checkpoint,
     Format,
     detect,
+    formats,
     is_weight_file,
     named_format,
     open_checkpoint,
@@ -52,6 +53,7 @@ from gpt2_core.errors import (
     CannotHoldError,
     CheckpointError,
     CheckpointMismatchError,
+    HubError,
     InputError,
     TokenizerError,
     VerificationError,
@@ -88,7 +90,10 @@ class TokenizerSource:
 
 @dataclass(frozen=True)
 class Source:
-    """A model to be converted: an open checkpoint, its configuration and head, and how both go together."""
+    """A model to be converted: an open checkpoint, its configuration and head, and how both go together.
+
+    `others`: formats that its folder holds too, and that were not chosen by name.
+    """
 
     name: str
     checkpoint: Checkpoint
@@ -96,6 +101,7 @@ class Source:
     head: Head
     matching: Matching
     tokenizer: TokenizerSource | None
+    others: tuple[str, ...] = ()
 
     @property
     def config(self) -> GPT2Config:
@@ -148,6 +154,7 @@ def open_source(
     path = existing(name_or_path) or _beginning_of_names(name_or_path)
     local = path is not None
     if path is None:
+        _refuse_missing_file(str(name_or_path))
         from gpt2_core.hub import resolve
 
         path = resolve(str(name_or_path), kind="model", **options)  # type: ignore[arg-type]
@@ -161,7 +168,8 @@ def open_source(
     except BaseException:
         checkpoint.close()
         raise
-    return Source(str(name_or_path), checkpoint, known, stands, matching, tokenizer)
+    others = _others_in(path, checkpoint) if format is None else ()
+    return Source(str(name_or_path), checkpoint, known, stands, matching, tokenizer, others)
 
 
 def _beginning_of_names(given: str | Path) -> Path | None:
@@ -170,6 +178,28 @@ def _beginning_of_names(given: str | Path) -> Path | None:
         return detect(Path(given).expanduser())[1]
     except (CheckpointError, ValueError, RuntimeError):  # no file; what no path can be; no home folder
         return None
+
+
+def _refuse_missing_file(name: str) -> None:
+    """Raise HubError for what is a file's name rather than a model's, so that nobody asks the hub for it."""
+    ends = {suffix for each in formats().values() for suffix in suffixes_of(each)}
+    owner, slash, _ = name.rpartition("/")
+    if any(name.endswith(suffix) for suffix in ends) and (not slash or Path(owner).expanduser().is_dir()):
+        raise HubError(
+            f"{name} does not exist; expected a checkpoint file, a folder, or a model's name such as 'gpt2' or "
+            f"'owner/name'; the current folder is {Path.cwd()}"
+        )
+
+
+def _others_in(path: Path, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The formats that a folder holds beside the one that was opened."""
+    if not path.is_dir():
+        return ()
+    with suppress(OSError):
+        return tuple(
+            name for name, each in formats().items() if name != checkpoint.format and each.find(path) is not None
+        )
+    return ()
 
 
 def _config_of(checkpoint: Checkpoint) -> Known:
@@ -200,7 +230,9 @@ def _find_tokenizer(
     from gpt2_core.tokenizer import EMBEDDED_NAMES
 
     if checkpoint.tokenizer is not None:
-        return TokenizerSource(f"inside {checkpoint.path}", checkpoint.tokenizer)
+        files = checkpoint.config_file is not None or holds_of(named_format(checkpoint.format)).tokenizer == OWN
+        where = f"the files of {folder_of(checkpoint.path)}" if files else f"inside {checkpoint.path}"
+        return TokenizerSource(where, checkpoint.tokenizer)
     folder = folder_of(checkpoint.path)
     here = [file for file in (*HUB_FILES, *OPENAI_FILES) if (folder / file).is_file()]
     if not here and name is not None and name not in EMBEDDED_NAMES:
@@ -214,7 +246,6 @@ def _find_tokenizer(
 
 
 def _tokenizer_of_the_hub(name: str, options: Mapping[str, Any]) -> tuple[Path, list[str]]:
-    from gpt2_core.errors import HubError
     from gpt2_core.hub import resolve
 
     try:
@@ -416,8 +447,15 @@ def _expected(module: Format, row: Row, tensor: Tensor) -> Tensor:
 
 
 def _check_place(plan: Plan) -> None:
-    """Refuse to write over something unless asked to."""
+    """Refuse to write over something unless asked to, and a folder that is called as another format's file."""
     target, suffixes = plan.target, suffixes_of(plan.module)
+    wrong = [name for name, each in formats().items() if target.suffix and target.name.endswith(suffixes_of(each))]
+    if wrong and not plan.into_file and not target.exists():
+        file = f" that ends in {' or '.join(suffixes)}, or one" if suffixes else ""
+        raise InputError(
+            f"{target} ends as a file of {' or '.join(wrong)}, and {plan.format} would be written to a folder of that "
+            f"name; say --to {wrong[0]}, or choose a name{file} for a folder"
+        )
     if target.exists() and not plan.overwrite and (not target.is_dir() or any(target.iterdir())):
         what = "is there already" if not target.is_dir() else "is a folder that holds something"
         raise WriteError(17, f"{target} {what}; choose another name, or overwrite it (--overwrite)", str(target))
@@ -434,6 +472,11 @@ def _check_place(plan: Plan) -> None:
 def _notes(plan: Plan, wants_tokenizer: bool) -> Iterator[str]:
     """What a person should know before or after."""
     source, holds = plan.source, plan.holds
+    if source.others:
+        yield (
+            f"the folder also holds {', '.join(source.others)}; {source.checkpoint.format} was read (--from reads "
+            f"another)"
+        )
     yield from source.known.notes
     yield from source.checkpoint.notes
     remarks: Callable[[About], Sequence[str]] | None = getattr(plan.module, "remarks", None)
@@ -441,6 +484,12 @@ def _notes(plan: Plan, wants_tokenizer: bool) -> Iterator[str]:
         yield from remarks(About(source.config, source.head, None, plan.dtype))
     for name, value in plan.lost.items():
         yield f"{plan.format} has no place for {name}={value!r} of the configuration; it is not in the result"
+    most = plan.max_shard_bytes
+    large = [row.name for row in plan.rows if most is not None and row.bytes > most]
+    if large:
+        yield f"larger than the shard size, and so with files of their own: {', '.join(large[:5])}" + (
+            f" and {len(large) - 5} more" if len(large) > 5 else ""
+        )
     metadata = {key: value for key, value in source.checkpoint.metadata.items() if key != "format"}
     if metadata and not _keeps_metadata(plan):
         yield f"the metadata of the source is not in the result: {', '.join(sorted(metadata))}"

@@ -215,6 +215,18 @@ def test_what_the_files_of_a_checkpoint_begin_with_is_a_source_and_no_name_of_th
         assert opened.config.n_head == CONFIG.n_head and opened.tokenizer is None
 
 
+def test_what_else_a_folder_holds_is_said_unless_the_format_was_named(tmp_path: Path) -> None:
+    folder = model(tmp_path / "a")
+    convert(folder, tmp_path / "b.npz", "npz")
+    (tmp_path / "b.npz").rename(folder / "model.npz")
+    convert(folder, tmp_path / "b.bin", "bin")
+    (tmp_path / "b.bin").rename(folder / "pytorch_model.bin")
+    report = convert(folder, tmp_path / "c", "safetensors")
+    assert report.plan.notes[0] == "the folder also holds bin, npz; safetensors was read (--from reads another)"
+    named = convert(folder, tmp_path / "d", "safetensors", format="npz")
+    assert named.plan.source.checkpoint.format == "npz" and not any("also holds" in note for note in named.plan.notes)
+
+
 def test_missing_unexpected_and_misshaped_tensors_are_reported_together(tmp_path: Path) -> None:
     odd = model(
         tmp_path,
@@ -428,6 +440,14 @@ def test_shards_are_as_large_as_asked_and_read_back(tmp_path: Path) -> None:
 
 
 # Number formats -------------------------------------------------------------------------------------------------------
+
+
+def test_a_tensor_larger_than_a_shard_is_told_of(tmp_path: Path) -> None:
+    with open_source(model(tmp_path / "a")) as opened:
+        for size, told in ((10**6, 0), (15000, 1), (100, 1)):
+            notes = plan_conversion(opened, tmp_path / "b", "bin", max_shard_bytes=size).notes
+            assert len([note for note in notes if "shard size" in note]) == told, size
+    assert "transformer.wte.weight, transformer.wpe.weight" in notes[-2] and "and 18 more" in notes[-2], notes
 
 
 def test_rounding_is_checked_against_the_source_and_outputs_are_compared(tmp_path: Path) -> None:

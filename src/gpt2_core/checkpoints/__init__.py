@@ -132,7 +132,9 @@ def detect(path: str | Path) -> tuple[str, Path]:
         )
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; expected a checkpoint file, or a folder with one of {expected}")
-    raise CheckpointError(f"{path} is in no format that is read here; expected one of {', '.join(formats())}")
+    beside = next((name for name, each in formats().items() if each.find(path.parent) is not None), None)
+    remedy = f"; the folder {path.parent} holds {beside}: give that" if beside else ""
+    raise CheckpointError(f"{path} is in no format that is read here; expected one of {', '.join(formats())}{remedy}")
 
 
 def _refuse_pointers(path: Path) -> None:

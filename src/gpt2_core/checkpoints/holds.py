@@ -100,11 +100,14 @@ def objections(name: str, holds: Holds, config: GPT2Config, head: Head, dtypes: 
             reasons.append(f"{name} cannot say {key}={value!r}: its readers take {expected} for granted")
     dtypes = set(dtypes)
     if holds.uniform and len(dtypes) > 1:
-        reasons.append(f"{name} holds one dtype, and there are {', '.join(sorted(dtypes))}: give --dtype")
+        reasons.append(
+            f"{name} holds one dtype, and there are {', '.join(sorted(dtypes))}: give --dtype, such as {holds.dtypes[0]}"
+        )
     strange = sorted({dtype for dtype in dtypes if dtype not in (*holds.dtypes, *holds.quantized)})
     if strange:
         known = ", ".join((*holds.dtypes, *holds.quantized))
-        reasons.append(f"{name} cannot hold {', '.join(strange)}; expected one of {known}: give --dtype")
+        best = holds.dtypes[0]
+        reasons.append(f"{name} cannot hold {', '.join(strange)}; expected {known}: give --dtype, such as {best}")
     return reasons
 
 
