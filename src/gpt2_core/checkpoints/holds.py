@@ -98,16 +98,13 @@ def objections(name: str, holds: Holds, config: GPT2Config, head: Head, dtypes: 
         if not any(value == each for each in allowed):
             expected = " or ".join(repr(each) for each in allowed)
             reasons.append(f"{name} cannot say {key}={value!r}: its readers take {expected} for granted")
-    dtypes = set(dtypes)
+    dtypes, best = set(dtypes), holds.dtypes[0]
     if holds.uniform and len(dtypes) > 1:
-        reasons.append(
-            f"{name} holds one dtype, and there are {', '.join(sorted(dtypes))}: give --dtype, such as {holds.dtypes[0]}"
-        )
+        reasons.append(f"{name} holds one dtype, and there are {', '.join(sorted(dtypes))}: give --dtype {best}")
     strange = sorted({dtype for dtype in dtypes if dtype not in (*holds.dtypes, *holds.quantized)})
     if strange:
         known = ", ".join((*holds.dtypes, *holds.quantized))
-        best = holds.dtypes[0]
-        reasons.append(f"{name} cannot hold {', '.join(strange)}; expected {known}: give --dtype, such as {best}")
+        reasons.append(f"{name} cannot hold {', '.join(strange)}; expected one of {known}: give --dtype {best}")
     return reasons
 
 
