@@ -176,5 +176,5 @@ def count(body: Count, request: Request) -> Counted:
     ids = tokenizer.encode_array(body.text, special="text")
     window = entry.config.n_positions
     most = window - min(body.length, window // 2)
-    start = len(body.text) - len(tokenizer.decode(ids[-most:])) if len(ids) > most else 0
-    return Counted(tokens=len(ids), window=window, start=max(0, start))
+    start = max(0, len(body.text) - len(tokenizer.decode(ids[-most:]))) if len(ids) > most else 0
+    return Counted(tokens=len(ids), window=window, start=len(body.text[:start].encode("utf-16-le")) // 2)

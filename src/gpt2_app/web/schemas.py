@@ -72,7 +72,7 @@ class Count(Strict):
 
 
 class Counted(BaseModel):
-    """tokens of the text; the model's window; from which character on the model reads it."""
+    """tokens of the text; the model's window; where the model begins to read, in UTF-16 units as browsers count."""
 
     tokens: int
     window: int
@@ -112,8 +112,8 @@ class Settings(Strict):
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_k: TopK | None = None
-    length: int | None = Field(None, ge=1, le=MOST_NEW)
-    max_time: float | None = Field(None, gt=0, le=MOST_SECONDS, allow_inf_nan=False)
+    length: Annotated[int, Field(ge=1, le=MOST_NEW)] | None = None
+    max_time: Annotated[float, Field(gt=0, le=MOST_SECONDS, allow_inf_nan=False)] | None = None
     seed: Seed | None = None
 
 

@@ -71,7 +71,7 @@ export class Settings extends EventTarget {
       $("seed").value = seed;
       this.#read();
     });
-    $("last-seed").replaceChildren(`The last suggestion's was ${seed}: `, keep, ".");
+    $("last-seed").replaceChildren(`The last suggestion's was ${seed}: `, keep);
   }
 
   request() {

@@ -144,11 +144,7 @@ export class Suggestions extends EventTarget {
   }
 
   #item(text, i) {
-    const spans = text.tokens.map((token) => {
-      const span = element("span", { className: "token" }, token.text);
-      span.mark = token;
-      return span;
-    });
+    const spans = shownInList(text.tokens);
     const likely = text.mean === null ? "" : percent(text.mean);
     const item = element("li", { id: `choice-${i}`, role: "option", "aria-selected": String(i === this.selected) },
       element("span", { className: "rank", "aria-hidden": "true" }, String(i + 1)),
@@ -160,7 +156,13 @@ export class Suggestions extends EventTarget {
   }
 
   #move() {
-    if (this.isOpen) this.box.style.top = `${this.editor.lineAt().bottom + 10}px`;
+    if (!this.isOpen) return;
+    this.box.style.top = `${this.editor.lineAt().bottom + 10}px`;
+    // All of it above the foot of the page, but never so that the end of the text goes out of sight.
+    const box = this.box.getBoundingClientRect();
+    const below = box.bottom + 12 - document.querySelector("footer").getBoundingClientRect().top;
+    const room = box.top - 3 * 36 - document.querySelector("header").getBoundingClientRect().bottom;
+    if (below > 0 && room > 0) scrollBy({ top: Math.min(below, room), behavior: "instant" });
   }
 
   select(step) {
@@ -194,6 +196,17 @@ export class Suggestions extends EventTarget {
     if (!quietly) say("Dismissed.");
     return true;
   }
+}
+
+// The tokens without the space that they begin with and the lines that they end with; line feeds in between as signs.
+function shownInList(tokens) {
+  const last = tokens.findLastIndex((token) => token.text.trim());
+  return tokens.slice(0, last + 1).map((token, i) => {
+    const text = (i ? token.text : token.text.trimStart()).replace(/\n+/g, i === last ? "" : " ↵ ");
+    const span = element("span", { className: "token" }, text);
+    span.mark = token;
+    return span;
+  });
 }
 
 const words = (text) => text.tokens.map((token) => token.text).join("").trim();
