@@ -127,10 +127,13 @@ OTHERS = (
 )  # fmt: skip
 
 
-def test_nothing_but_numpy_is_needed_for_any_format(tmp_path: Path) -> None:
+@pytest.mark.parametrize("absent", [("torch",), ("tensorflow", "keras"), ("torch", "tensorflow", "keras"), OTHERS])
+def test_every_format_is_converted_without_torch_tensorflow_both_or_anything_but_numpy(
+    tmp_path: Path, absent: tuple[str, ...]
+) -> None:
     save_pretrained(tmp_path / "a", CONFIG, Head.LM, parameters(CONFIG, Head.LM), architecture="GPT2LMHeadModel")
     wanted = [name for name in formats() if fits(name, CONFIG, Head.LM)]
-    script = [sys.executable, "-c", ALONE, str(tmp_path / "a"), str(tmp_path), ",".join(OTHERS), *wanted]
+    script = [sys.executable, "-c", ALONE, str(tmp_path / "a"), str(tmp_path), ",".join(absent), *wanted]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     original = (tmp_path / "a" / "model.safetensors").read_bytes()
