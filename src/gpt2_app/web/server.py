@@ -136,9 +136,7 @@ async def _metrics(request: Request) -> Response:
 
 
 async def _page() -> FileResponse:
-    return FileResponse(
-        STATIC / "index.html", media_type="text/html; charset=utf-8", headers={"cache-control": "no-cache"}
-    )
+    return FileResponse(STATIC / "index.html", media_type="text/html; charset=utf-8")
 
 
 async def _icon() -> FileResponse:
