@@ -139,8 +139,8 @@ def main() -> None:
         ]
         size = file.stat().st_size
         title = (
-            f"{args.size}, {size / 1e9:.2f} GB, {args.rounds} rounds; cp {base:.2f} s (least {least:.2f} s, {computed:.2f} "
-            f"s of the processor), cp and fsync {with_sync:.2f} s; verify {args.verify}"
+            f"{args.size}, {size / 1e9:.2f} GB, {args.rounds} rounds; cp {base:.2f} s (least {least:.2f} s, "
+            f"{computed:.2f} s of the processor), cp and fsync {with_sync:.2f} s; verify {args.verify}"
         )
         show(title, rows)
         write_json(args.json, {"machine": machine(), "title": title, "rows": rows})
