@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from gpt2_app import compare, convert, data, decode, encode, failures, generate, info, vocabularies, write
+from gpt2_app import compare, convert, data, decode, encode, failures, generate, info, train, vocabularies, write
 from gpt2_app.wording import Options
 from gpt2_core.errors import Gpt2Error
 
@@ -22,6 +22,7 @@ OPTIONS: Mapping[str, Options] = {
     "encode": vocabularies.OPTIONS,
     "decode": vocabularies.OPTIONS,
     "data": data.OPTIONS,
+    "train": train.OPTIONS,
 }
 
 EPILOG = (
@@ -119,6 +120,7 @@ for _name, _command in (
     ("compare", compare.command),
     ("convert", convert.command),
     ("data", data.command),
+    ("train", train.command),
     ("write", write.command),
 ):
     app.command(_name, help=_paragraphs(_command))(_command)

@@ -33,7 +33,7 @@ TASKS: Mapping[str, Head] = {
     "lm": Head.LM,
     "instruction": Head.LM,
     "classification": Head.SEQUENCE,
-    "double": Head.DOUBLE,
+    "double_heads": Head.DOUBLE,
 }
 DTYPES = ("float32", "bfloat16", "float16")
 MODES = ("packed", "documents")
@@ -144,16 +144,19 @@ class Recipe:
         model: where the weights come from: a name, a folder, or a checkpoint file.
         from_scratch: take the configuration of ``model`` alone, and the initial values of ``seed``.
         config: changes of that configuration, as {n_layer = 6}.
-        task: "lm", "instruction" (prompts do not count), "classification", or "double" (next utterance).
+        task: "lm", "instruction" (prompts do not count), "classification", or "double_heads" (next utterance).
         dropout: the chance of all places of dropout; None leaves the configuration's.
         freeze: patterns of parameter names that are not trained, as "transformer.h.[0-5].*".
 
     [data]
-        data, validation: what is trained on and what is evaluated on: token shards, or jsonl for the other tasks.
+        data, validation: what is trained on and what is evaluated on: token shards, a text or a folder of them; for the
+            other tasks examples in .jsonl.
         mode: "packed" rows of text after text, or "documents", one a row with padding.
         batch_size: rows of a micro-batch, of all processes together. accumulation: micro-batches of a step.
         block_size: tokens of a row; None is the model's n_positions.
         shuffle: draw the order of each epoch from the seed.
+        val_fraction: the share of ``data`` kept for evaluation, where it is a text or examples and there is no
+            ``validation``.
 
     [optimizer]
         lr, beta1, beta2, eps, weight_decay: AdamW's (Loshchilov & Hutter 2019). Decay falls on the rows of the
@@ -201,6 +204,8 @@ class Recipe:
     accumulation: int = _setting("data", 1, _COUNT, _WHOLE)
     block_size: int | None = _setting("data", None, _or_none(_whole(2)), "a whole number of at least 2")
     shuffle: bool = _setting("data", True, _flag, "true or false")
+
+    val_fraction: float = _setting("data", 0.1, _SHARE, _A_SHARE)
 
     lr: float = _setting("optimizer", 1e-4, _POSITIVE, "a number above 0")
     beta1: float = _setting("optimizer", 0.9, _SHARE, _A_SHARE)
@@ -353,8 +358,8 @@ def _check_together(recipe: Recipe) -> None:
         )
     if recipe.patience and not recipe.eval_every:
         raise ConfigError(f"patience={recipe.patience} has no effect without evaluations; set eval_every")
-    if recipe.eval_every and recipe.validation is None and recipe.data and recipe.task != "lm":
-        raise ConfigError(f"eval_every={recipe.eval_every} has nothing to evaluate on; set validation to a path")
+    if recipe.eval_every and recipe.validation is None and not recipe.val_fraction and recipe.task != "lm":
+        raise ConfigError(f"eval_every={recipe.eval_every} has nothing to evaluate on; set validation or val_fraction")
     if recipe.lora_rank and recipe.freeze:
         raise ConfigError("lora_rank freezes every weight of the model already; leave freeze out")
 

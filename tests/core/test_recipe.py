@@ -124,7 +124,7 @@ def test_every_setting_stands_in_one_section_and_is_told_of():
         ({"cooldown_steps": 5}, "no effect on schedule='cosine'"),
         ({"steps": 5, "warmup_steps": 6}, "are more than steps=5"),
         ({"patience": 2}, "no effect without evaluations"),
-        ({"task": "double", "data": "x", "eval_every": 2}, "nothing to evaluate on"),
+        ({"task": "double_heads", "val_fraction": 0.0, "eval_every": 2}, "nothing to evaluate on"),
         ({"lora_rank": 2, "freeze": ["*"]}, "freezes every weight"),
         ({"compile": 1}, "compile is 1, expected true or false"),
     ],

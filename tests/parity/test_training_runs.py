@@ -31,7 +31,7 @@ class Source:
         self.config, self.task, self.rows, self.T, self.padded, self.number = config, task, rows, T, padded, 0
 
     def __next__(self) -> Batch:
-        shape = (self.rows, 2, self.T) if self.task == "double" else (self.rows, self.T)
+        shape = (self.rows, 2, self.T) if self.task == "double_heads" else (self.rows, self.T)
         ids = random_ids(self.config, *shape, seed=self.number)
         ids[..., 1::2] = (ids[..., ::2] + 1) % self.config.vocab_size
         self.number += 1
@@ -43,7 +43,7 @@ class Source:
         first = ids.reshape(self.rows, -1)[:, 0]
         if self.task == "classification":
             return Batch(ids, first % 2, None, mask)
-        if self.task == "double":
+        if self.task == "double_heads":
             at = np.full(shape[:2], self.T - 1) if not self.padded else mask.sum(-1) - 1
             return Batch(ids, ids, targets, mask, at, first % 2)
         return Batch(ids, ids, targets, mask if self.padded else None)
@@ -188,7 +188,7 @@ def test_ten_steps_of_every_kind_are_the_same(framework, of_pytorch, settings):
     assert worst(weights, expected) <= 1e-4
 
 
-@pytest.mark.parametrize("task", ["lm", "classification", "double"])
+@pytest.mark.parametrize("task", ["lm", "classification", "double_heads"])
 def test_ten_steps_of_every_task_are_the_same_with_padding(framework, of_pytorch, task):
     recipe = recipe_of(task=task)
     named = {"source": Source(task=task, padded=True)}
@@ -205,7 +205,7 @@ def test_ten_steps_of_every_task_are_the_same_with_padding(framework, of_pytorch
     assert one.backend.losses(next(Source(task=task)))[0] > 0
 
 
-@pytest.mark.parametrize("task", ["lm", "classification", "double"])
+@pytest.mark.parametrize("task", ["lm", "classification", "double_heads"])
 def test_the_first_loss_is_that_of_the_model_itself(framework, task):
     batch = next(Source(task=task, padded=True))
     recipe = recipe_of(task=task)
@@ -229,7 +229,7 @@ def test_the_first_loss_is_that_of_the_model_itself(framework, task):
         keep = batch.targets != -100
         picked = np.take_along_axis(of_all, np.where(keep, batch.targets, 0)[..., None], -1)[..., 0]
         expected = picked[keep].mean()
-        if task == "double":
+        if task == "double_heads":
             expected += float(model.loss) - float(model.lm_loss)
         assert losses[0] == pytest.approx(expected, rel=1e-5)
 
