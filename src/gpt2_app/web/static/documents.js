@@ -14,6 +14,7 @@ export class Documents extends EventTarget {
     this.doc = null; // what the server has; null for a text that is not there yet
     this.changed = 0; // when the first change was made that is not saved
     this.saving = null;
+    this.sure = null; // the document that the next click deletes
     this.stopped = false; // until a conflict is decided, or while a shared text is read
     this.channel = "BroadcastChannel" in window ? new BroadcastChannel("gpt2-write") : null;
     if (this.channel) this.channel.onmessage = ({ data }) => this.#heard(data);
@@ -190,7 +191,7 @@ export class Documents extends EventTarget {
     if (!this.doc) return;
     $("export-txt").href = `/api/documents/${this.doc.id}/export?format=txt`;
     $("export-md").href = `/api/documents/${this.doc.id}/export?format=md`;
-    $("delete").textContent = "Delete";
+    $("delete").textContent = this.sure === this.doc.id ? "Delete for good?" : "Delete";
     const versions = await call("GET", `/api/documents/${this.doc.id}/versions`);
     $("history").hidden = !versions.length;
     $("versions").replaceChildren(...versions.map((each) => {
@@ -209,11 +210,12 @@ export class Documents extends EventTarget {
   }
 
   async remove() {
-    if ($("delete").textContent === "Delete") {
+    const { id } = this.doc;
+    if (this.sure !== id) {
+      this.sure = id;
       $("delete").textContent = "Delete for good?";
       return;
     }
-    const { id } = this.doc;
     this.stopped = true;
     await call("DELETE", `/api/documents/${id}`);
     this.channel?.postMessage({ id, deleted: true });

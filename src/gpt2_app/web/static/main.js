@@ -103,6 +103,7 @@ function toggle(name, open = $(name).hidden) {
   }
   if (!open) return;
   $(name).querySelector(".close").focus();
+  documents.sure = null;
   if (name === "documents") documents.fill().catch(failed);
   if (name === "share") makeLink().catch(failed);
 }
