@@ -9,6 +9,7 @@ arrays of a few numbers a row come to the host at each step.
     choose, candidates, drawn            tokens by rules and numbers: one, the best few, a few drawn
     draft, verify                        tokens whose probabilities are kept, and what another engine thinks of them
     log_probs, likeness                  of tokens that were chosen; to what the row said before
+    write                                several tokens in one go, where nobody looks at each
 
 Letters: R rows, T new columns, S all columns, t columns whose logits are kept, V vocabulary, k candidates.
 """
@@ -64,8 +65,21 @@ class Candidates(NamedTuple):
     totals: Numbers | None = None
 
 
+class Chosen(NamedTuple):
+    """Tokens that were written in one go: (R, m).
+
+    ids: behind the end of a text they mean nothing; negative where there is no way on.
+    log_probs: of each under the model itself; None where they were not asked for.
+    """
+
+    ids: Ids
+    log_probs: Numbers | None = None
+
+
 class Engine(ABC):
     """Rows of text that a model has read. `past`, `logits` and `hidden` are the framework's own."""
+
+    at_once = 1  # the most tokens that `write` gives
 
     def __init__(
         self,
@@ -125,6 +139,11 @@ class Engine(ABC):
         self.lengths = self.lengths + new.sum(axis=1)
         self._run(ids, mask, positions, every)
 
+    def advance(self, columns: int) -> None:
+        """So many columns were read, all of them text."""
+        self.real = np.concatenate((self.real, np.ones((len(self.real), columns), np.bool_)), axis=1)
+        self.lengths = self.lengths + columns
+
     def take(self, rows: Ids) -> None:
         """Go on with these rows (R',), in this order; repeats are allowed."""
         if len(rows) == len(self.real) and np.array_equal(rows, np.arange(len(rows))):
@@ -171,6 +190,25 @@ class Engine(ABC):
 
         A moment for each column. Negative where there is no way on.
         """
+
+    def write(
+        self, last: Ids, moment: Moment, uniforms: Numbers | None, open_: Real, n: int, *, log_probs: bool = False
+    ) -> Chosen:
+        """Read the ``last`` token of each row (R,), choose the next, read that, and so on: up to n; the last is not read.
+
+        The tokens are those that `read` and `choose` would give in turn. An engine may stop earlier; this one does
+        after the first. It stops where no row goes on: a text is open until an end-of-text token or its limit.
+
+        Args:
+            moment: where each row stands before.
+            uniforms: (R, n), the numbers by which tokens are drawn; None for the likeliest.
+            open_: (R,), which rows are still written; the others only keep pace.
+            n: at least 1, and no more than fit into the positions of any open row.
+            log_probs: note them for each token.
+        """
+        self.read(last[:, None])
+        ids = self.choose([moment], None if uniforms is None else uniforms[:, :1])
+        return Chosen(ids, self.log_probs(ids.clip(0)) if log_probs else None)
 
     @abstractmethod
     def candidates(self, moment: Moment, k: int, *, normalise_first: bool) -> Candidates:

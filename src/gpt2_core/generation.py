@@ -113,8 +113,8 @@ class Run:
                 f"leave out {name}, or {setting}"
             )
 
-    def steps(self) -> Iterator[None]:
-        """Everything, step by step."""
+    def steps(self, alone: bool = False) -> Iterator[None]:
+        """Everything, step by step; ``alone`` says that nobody looks between two tokens, so that a step may be many."""
         if self._beams is not None:
             begin(self.engine, self.plan, np.arange(len(self.plan.ids)), self._past)
             yield from self._beams.run(self.engine)
@@ -126,7 +126,7 @@ class Run:
         elif self.plan.settings.penalty_alpha is not None:
             yield from contrast(self.engine, self.texts)
         else:
-            yield from sample(self.engine, self.texts)
+            yield from sample(self.engine, self.texts, alone)
 
     def _drafter(self) -> Drafter | None:
         chosen = self.plan.settings
@@ -137,10 +137,10 @@ class Run:
             return PromptLookup(chosen.prompt_lookup_num_tokens, chosen.max_matching_ngram_size)
         return None
 
-    def columns(self) -> Iterator[Ids]:
+    def columns(self, alone: bool = False) -> Iterator[Ids]:
         """The new tokens of all texts (R,), step by step, as they become final; the pad token for texts that ended."""
         passed = 0
-        for _ in self.steps():
+        for _ in self.steps(alone):
             while passed < self.texts.complete and self.can_stream:
                 yield self.texts.column(passed)
                 passed += 1
@@ -157,7 +157,7 @@ class Run:
         try:
             if streamer is not None:
                 streamer.put(self.engine.tensor(self.plan.ids.copy()))
-            for column in self.columns():
+            for column in self.columns(alone=not listeners):
                 for listener in listeners:
                     listener(self.engine.tensor(column.copy()))
         finally:

@@ -3,17 +3,18 @@
 A search is a generator over an `Engine` and the `Texts` of a call: it adds tokens and yields after each step, so that
 whoever drives it can pass them on, wait, or stop.
 
-Letters: R rows of the engine, k candidates, T new columns.
+Letters: R rows of the engine, k candidates, T new columns, m tokens written in one go.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from gpt2_core.engine import Engine, Ids, check_tokens, padded
+from gpt2_core.engine import Chosen, Engine, Ids, check_tokens, padded
 from gpt2_core.errors import InputError
 from gpt2_core.plan import Plan
 from gpt2_core.texts import Texts
@@ -23,6 +24,10 @@ from gpt2_core.texts import Texts
 _SHARED_TOKENS = 32
 # Rows that ended are dropped when they are at least this share of all: dropping copies the cache of the others.
 _ENDED_SHARE = 1 / 8
+# Tokens that an engine may write in one go, at first; twice as many as long as it takes less than half of the patience,
+# in seconds: that long an interrupt may have to wait.
+_FIRST_GO = 8
+_PATIENCE = 0.5
 
 
 def begin(engine: Engine, plan: Plan, rows: Ids, past: Any = None) -> None:
@@ -78,43 +83,81 @@ def _common_beginning(rows: Sequence[Ids]) -> int:
     return int(differs.argmax()) if differs.any() else shortest
 
 
-def sample(engine: Engine, texts: Texts) -> Iterator[None]:
-    """The likeliest token again and again, or one draw after the other."""
+def sample(engine: Engine, texts: Texts, alone: bool = False) -> Iterator[None]:
+    """The likeliest token again and again, or one draw after the other.
+
+    ``alone`` says that nobody looks at single tokens: then the engine may write several between two yields.
+    """
     rows = np.arange(len(texts.counts))  # the text of each row of the engine
-    while len(rows):
-        next_token(engine, texts, rows)
+    longest = engine.at_once if alone and _in_one_go(texts) else 1
+    most = min(_FIRST_GO, longest)
+    next_token(engine, texts, rows)
+    while True:
         yield
-        rows = read_on(engine, texts, rows)
+        rows = _left(engine, texts, rows)
+        if not len(rows):
+            return
+        open_ = texts.open[rows]
+        room = engine.config.n_positions - int(engine.lengths[open_].max())
+        if room < 1:  # only where the window slides
+            engine.restart()
+            engine.read(*padded([texts.context(text) for text in rows.tolist()]))
+            next_token(engine, texts, rows)
+            continue
+        began = time.perf_counter()
+        _write(engine, texts, rows, min(most, room))
+        if time.perf_counter() - began < _PATIENCE / 2:
+            most = min(2 * most, longest)
+
+
+def _in_one_go(texts: Texts) -> bool:
+    """Whether each token can be chosen without looking at the text or at the clock on the host."""
+    settings = texts.plan.settings
+    return not (settings.stop_strings or settings.output_scores or settings.max_time is not None)
 
 
 def next_token(engine: Engine, texts: Texts, rows: Ids) -> None:
     """Choose one token for each text and add it."""
     uniforms = texts.uniforms(rows)
     moment = texts.moment(rows, engine.reads_history)
-    new = engine.choose([moment], None if uniforms is None else uniforms[:, None])[:, 0]
-    going = texts.open[rows]
-    check_tokens(new[going], rows[going], moment.made[going])
-    noted = engine.log_probs(new.clip(0)[:, None])[going, 0] if texts.keeps_log_probs else None
-    if texts.plan.settings.output_scores:
-        texts.scores.append(engine.scores)
-    texts.add(rows[going], new[going], noted)
-    texts.watch_the_clock()
+    new = engine.choose([moment], None if uniforms is None else uniforms[:, None])
+    noted = engine.log_probs(new.clip(0)) if texts.keeps_log_probs else None
+    _add(engine, texts, rows, Chosen(new, noted))
 
 
-def read_on(engine: Engine, texts: Texts, rows: Ids) -> Ids:
-    """Let the engine read each text's last token; returns the rows that are left."""
+def _write(engine: Engine, texts: Texts, rows: Ids, most: int) -> None:
+    """Let the engine read each text's last token and write at most so many more."""
+    left = texts.plan.limits[rows] - texts.counts[rows]
+    n = min(most, int(left[texts.open[rows]].max()))
+    numbers = [each for i in range(n) if (each := texts.uniforms(rows, i)) is not None]
+    uniforms = np.stack(numbers, axis=1) if numbers else None
+    moment = texts.moment(rows, engine.reads_history)
+    new = engine.write(texts.last(rows), moment, uniforms, texts.open[rows], n, log_probs=texts.keeps_log_probs)
+    _add(engine, texts, rows, new)
+
+
+def _add(engine: Engine, texts: Texts, rows: Ids, new: Chosen) -> None:
+    """Add tokens (R, m) to the texts, as far as each goes on."""
+    for i, tokens in enumerate(new.ids.T):
+        going = texts.open[rows]
+        if not going.any():
+            return
+        check_tokens(tokens[going], rows[going], texts.counts[rows[going]])
+        if texts.plan.settings.output_scores:
+            texts.scores.append(engine.scores)
+        texts.add(rows[going], tokens[going], None if new.log_probs is None else new.log_probs[going, i])
+        texts.watch_the_clock()
+
+
+def _left(engine: Engine, texts: Texts, rows: Ids) -> Ids:
+    """The rows that go on, and of those that ended a few, which keep pace: dropping them would cost more."""
     going = texts.open[rows]
     if not going.any():
         return rows[:0]
     ended = len(rows) - int(going.sum())
     if ended and ended >= _ENDED_SHARE * len(rows) and not texts.plan.settings.output_scores:
         engine.take(np.flatnonzero(going))
-        rows, going = rows[going], going[going]
-    if (engine.lengths[going] >= engine.config.n_positions).any():  # only where the window slides
-        engine.restart()
-        engine.read(*padded([texts.context(text) for text in rows.tolist()]))
-    else:
-        engine.read(texts.last(rows)[:, None])
+        return rows[going]
     return rows
 
 
