@@ -194,7 +194,7 @@ class Engine(ABC):
     def write(
         self, last: Ids, moment: Moment, uniforms: Numbers | None, open_: Real, n: int, *, log_probs: bool = False
     ) -> Chosen:
-        """Read the ``last`` token of each row (R,), choose the next, read that, and so on: up to n; the last is not read.
+        """Read the ``last`` token of each row (R,), choose the next, read it, and so on: at most n, the last unread.
 
         The tokens are those that `read` and `choose` would give in turn. An engine may stop earlier; this one does
         after the first. It stops where no row goes on: a text is open until an end-of-text token or its limit.
