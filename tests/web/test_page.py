@@ -47,9 +47,7 @@ def saved(page: Any) -> str:
 
 @pytest.fixture
 def page(open_page: Open) -> Any:
-    opened = open_page("/")
-    short(opened)
-    return opened
+    return open_page("/")
 
 
 def longer(page: Any) -> None:
