@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -727,6 +728,14 @@ def test_converting_holds_a_few_tensors_not_all(tmp_path: Path, format: str) -> 
         config.save_pretrained(folder)
         peaks.append(int(subprocess.check_output([sys.executable, "-c", PEAK, folder, tmp_path / "out", format])))
     assert (peaks[1] - peaks[0]) / 1024 < 60, f"{format} held {(peaks[1] - peaks[0]) / 1024:.0f} MB of 117"
+
+
+def test_every_test_that_the_page_on_safety_names_is_there() -> None:
+    root = Path(__file__).parent
+    page = (root.parent.parent / "docs" / "security.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", page))
+    there = {name for file in root.glob("test_*.py") for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)}
+    assert len(named) > 30 and named - there == set()
 
 
 def test_the_page_on_formats_has_every_format() -> None:
