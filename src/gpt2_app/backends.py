@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -94,30 +95,42 @@ def _arguments(settings: GenerationConfig, tokenizer: GPT2Tokenizer, assistant: 
 
 @dataclass(frozen=True)
 class Backend:
-    """One framework: `module` must be importable, `extra` installs it, `load` is (model, device, dtype) -> Runner."""
+    """One framework: `module` must be importable, `extra` installs it.
+
+    `load` is (model, device, dtype, compiled) -> Runner.
+    """
 
     name: str
     title: str
     module: str
     extra: str | None
     dtypes: tuple[str, ...]
-    load: Callable[[str, str | None, str | None], Runner]
+    load: Callable[[str, str | None, str | None, bool], Runner]
 
     def is_installed(self) -> bool:
         """Whether the framework can be imported; it is looked for, not imported."""
         return importlib.util.find_spec(self.module) is not None
 
 
-def _load_pt(model: str, device: str | None, dtype: str | None) -> Runner:
+def _load_pt(model: str, device: str | None, dtype: str | None, compiled: bool) -> Runner:
     from gpt2_pt import GPT2LMHeadModel
 
     place = _torch_device(device)
     with reading_a_model():
-        network = GPT2LMHeadModel.from_pretrained(model, dtype=dtype, device=place)
+        loaded = GPT2LMHeadModel.from_pretrained(model, dtype=None if dtype == INT8 else dtype, device=place)
+    network = _prepared(loaded, dtype, compiled)
     dtype_name = str(network.dtype).removeprefix("torch.")
     return Runner(
         "pt", network.config, str(network.device), dtype_name, network, network.stream, lambda tensor: tensor.tolist()
     )
+
+
+def _prepared(network: Any, dtype: str | None, compiled: bool) -> Any:
+    """The form of a model that writes fastest."""
+    with warnings.catch_warnings():
+        # PyTorch announces that its int8 tensors will move to another package; no news to anybody here.
+        warnings.filterwarnings("ignore", message=r"torch\.quantize_per_tensor")
+        return network.prepare_for_generation(dtype=INT8 if dtype == INT8 else None, compile=compiled)
 
 
 def _torch_device(device: str | None) -> Any:
@@ -138,12 +151,14 @@ def _torch_device(device: str | None) -> Any:
     return place
 
 
-def _load_tf(model: str, device: str | None, dtype: str | None) -> Runner:
+def _load_tf(model: str, device: str | None, dtype: str | None, compiled: bool) -> Runner:
     # TensorFlow writes about drivers that it does not find; a command's stderr is for what the user should know.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import gpt2_tf  # isort: skip - before TensorFlow, whose banner it holds back
     import tensorflow as tf
 
+    if compiled:
+        raise InputError("compile is asked for, but TensorFlow compiles each step by itself; leave it out")
     place = _tensorflow_device(tf, device)
     with reading_a_model():
         network = gpt2_tf.TFGPT2LMHeadModel.from_pretrained(model, dtype=dtype or "float32", device=place)
@@ -169,12 +184,14 @@ def _tensorflow_device(tf: Any, device: str | None) -> str | None:
     return f"{name}:{number or 0}"
 
 
-def _load_numpy(model: str, device: str | None, dtype: str | None) -> Runner:
+def _load_numpy(model: str, device: str | None, dtype: str | None, compiled: bool) -> Runner:
     from gpt2_core.generation import stream
     from gpt2_core.reference import ReferenceModel
 
     if device not in (None, "cpu"):
         raise InputError(f"device is {device!r}, but the numpy reference runs on cpu alone; use --framework pt")
+    if compiled:
+        raise InputError("compile is asked for, but the numpy reference has nothing to compile; use --framework pt")
     with reading_a_model():
         network = ReferenceModel.from_pretrained(model, head="lm")
     return Runner(
@@ -182,12 +199,13 @@ def _load_numpy(model: str, device: str | None, dtype: str | None) -> Runner:
     )
 
 
-DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
+INT8 = "int8"
+DTYPES = ("float32", "float16", "bfloat16", "float64", "auto", INT8)
 BACKENDS: Mapping[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend("pt", "PyTorch", "torch", "pt", DTYPES, _load_pt),
-        Backend("tf", "TensorFlow", "tensorflow", "tf", DTYPES, _load_tf),
+        Backend("tf", "TensorFlow", "tensorflow", "tf", DTYPES[:-1], _load_tf),
         Backend("numpy", "the numpy reference", "numpy", None, ("float64",), _load_numpy),
     )
 }
@@ -214,16 +232,25 @@ def choose(name: str | None) -> Backend:
     return backend
 
 
-def load(framework: str | None, model: str, device: str | None = None, dtype: str | None = None) -> Runner:
-    """A language model, ready to run.
+def load(
+    framework: str | None,
+    model: str,
+    device: str | None = None,
+    dtype: str | None = None,
+    *,
+    compiled: bool = False,
+) -> Runner:
+    """A language model, ready to run; with ``compiled`` its step is compiled first.
 
     Raises: InputError for settings the framework does not have, HubError for a model that is not found, Failure with
     exit code 3 for files that cannot be used.
     """
     backend = choose(framework)
+    from gpt2_core.parameters import count_parameters
+
     check_dtype(backend, dtype)
-    runner = backend.load(model, device, dtype)
-    if backend.name == "pt" and runner.network.num_parameters() < SMALL:
+    runner = backend.load(model, device, dtype, compiled)
+    if backend.name == "pt" and count_parameters(runner.config) < SMALL:
         import torch
 
         torch.set_num_threads(1)
@@ -235,7 +262,7 @@ def load_assistant(runner: Runner, model: str, device: str | None = None, dtype:
 
     Raises: as `load`.
     """
-    return BACKENDS[runner.framework].load(model, device, dtype)
+    return BACKENDS[runner.framework].load(model, device, dtype, False)
 
 
 def check_dtype(backend: Backend, dtype: str | None) -> None:

@@ -29,6 +29,7 @@ OPTIONS = {
     "do_sample": ("--sample",),
     "assistant_model": ("--assistant",),
     "dtype": ("--dtype",),
+    "compile": ("--compile",),
     "device": ("--device",),
     "framework": ("--framework",),
 }
@@ -248,9 +249,14 @@ def command(
     dtype: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Number format: float32, bfloat16, ... or auto, the file's own.", rich_help_panel=_FAST
+            metavar="NAME",
+            help="Number format: float32, bfloat16, int8, ... or auto, the file's own.",
+            rich_help_panel=_FAST,
         ),
     ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the model's step first.", rich_help_panel=_FAST)
+    ] = False,
     assistant: Annotated[
         str | None,
         typer.Option(
@@ -337,7 +343,7 @@ def command(
     beginnings = generate_settings.prompts_of(prompt, file, prompts)
     with terminal.busy(f"loading {model} ...", quiet=quiet):
         vocabulary = writing.load_tokenizer(tokenizer or model)
-        runner = backends.load(framework, model, device, dtype)
+        runner = backends.load(framework, model, device, dtype, compiled=compiled)
         helper = None if assistant is None else backends.load_assistant(runner, assistant, device, dtype)
     ids = [writing.prompt_ids(runner, vocabulary, each) for each in beginnings]
     settings = generate_settings.fitted(settings, length, min(writing.room(runner, each) for each in ids))

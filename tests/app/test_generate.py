@@ -498,6 +498,38 @@ def test_a_device_that_is_not_there_is_refused(gpt2: Run, tiny: str) -> None:
         assert f"device '{device}' cannot be used" in result.stderr
 
 
+def test_a_model_is_prepared_for_writing_in_the_number_format_asked_for(
+    gpt2_json: Run, tiny: str, one_thread: None, monkeypatch
+) -> None:
+    from gpt2_pt import GPT2LMHeadModel
+
+    real, asked = GPT2LMHeadModel.prepare_for_generation, []
+
+    def watched(model: Any, dtype: Any = None, compile: bool = False) -> Any:
+        asked.append((str(model.dtype), dtype, compile))
+        return real(model, dtype)
+
+    monkeypatch.setattr(GPT2LMHeadModel, "prepare_for_generation", watched)
+    arguments = of(tiny, PROMPT, "-n", 4, "--greedy", framework="pt")
+    expected = [("float32", ("torch.float32", None, False)), ("bfloat16", ("torch.bfloat16", None, False)),
+                ("int8", ("torch.float32", "int8", False))]  # fmt: skip
+    for dtype, passed in expected:
+        found = gpt2_json(*arguments, "--dtype", dtype)
+        assert (found["dtype"], len(found["ids"]), asked.pop()) == (dtype, 4, passed)
+    gpt2_json(*arguments, "--compile")
+    assert asked == [("torch.float32", None, True)]
+
+
+def test_number_formats_and_compilation_that_a_framework_lacks_are_refused(gpt2: Run, tiny: str) -> None:
+    for option, message in (
+        (["--dtype", "int8"], "--dtype is 'int8', but --framework numpy computes in float64"),
+        (["--compile"], "--compile is asked for, but the numpy reference has nothing to compile"),
+    ):
+        result = gpt2(*of(tiny, PROMPT, *option))
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+
 def test_files_that_cannot_be_used_are_exit_code_3(gpt2: Run, tiny: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((Path(tiny) / "config.json").read_bytes())
     (tmp_path / "model.safetensors").write_bytes((Path(tiny) / "model.safetensors").read_bytes()[:-3])
