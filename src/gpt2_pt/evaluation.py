@@ -1,0 +1,55 @@
+"""How likely a model thinks tokens are, computed where the model is: the scorer of `gpt2_core.evaluation`.
+
+Letters: B rows, T positions, W places that count, C model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+#: Logits held at a time.
+LOGITS = 1 << 22
+
+
+class ModelScorer:
+    """A language model as a `Scorer`: log-probabilities come to the host, logits never do.
+
+    The model is left as it is; dropout is off while it scores.
+    """
+
+    framework = "pt"
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.context: int = model.config.n_positions
+        self.dtype = str(model.dtype).removeprefix("torch.")
+
+    @torch.no_grad()
+    def score(self, ids: NDArray[np.int64], wanted: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """As `gpt2_core.evaluation.Scorer.score`: ids (B, T + 1), wanted (B, T) -> log-probabilities and top, (W,)."""
+        model, training = self._model, self._model.training
+        model.eval()
+        try:
+            read = torch.from_numpy(ids).to(model.device)
+            hidden = model.transformer(read[:, :-1], use_cache=False).last_hidden_state  # (B, T, C)
+            places = torch.from_numpy(wanted).to(model.device)
+            return self._pick(hidden[places], read[:, 1:][places])
+        finally:
+            model.train(training)
+
+    def _pick(self, hidden: Tensor, targets: Tensor) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """(W, C) and (W,) -> log-probabilities and whether none is higher, (W,) each; some rows of logits at a time."""
+        size = max(1, LOGITS // self._model.config.vocab_size)
+        log_probs, top = [], []
+        for some, tokens in zip(hidden.split(size), targets.split(size), strict=True):
+            logits = self._model.lm_head(some)
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            chosen = logits.gather(-1, tokens[:, None])[:, 0]
+            log_probs.append(chosen - logits.logsumexp(-1))
+            top.append(chosen == logits.amax(-1))
+        return torch.cat(log_probs).double().cpu().numpy(), torch.cat(top).cpu().numpy()
