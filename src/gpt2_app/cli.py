@@ -9,7 +9,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from gpt2_app import compare, convert, data, decode, encode, failures, generate, info, train, vocabularies, write
+from gpt2_app import (
+    compare,
+    convert,
+    data,
+    decode,
+    encode,
+    evaluate,
+    failures,
+    generate,
+    info,
+    train,
+    vocabularies,
+    write,
+)
 from gpt2_app.wording import Options
 from gpt2_core.errors import Gpt2Error
 
@@ -22,6 +35,7 @@ OPTIONS: Mapping[str, Options] = {
     "encode": vocabularies.OPTIONS,
     "decode": vocabularies.OPTIONS,
     "data": data.OPTIONS,
+    "evaluate": evaluate.OPTIONS,
     "train": train.OPTIONS,
 }
 
@@ -120,6 +134,7 @@ for _name, _command in (
     ("compare", compare.command),
     ("convert", convert.command),
     ("data", data.command),
+    ("evaluate", evaluate.command),
     ("train", train.command),
     ("write", write.command),
 ):

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2_core.errors import InputError, nearest
-from gpt2_core.evaluation_protocols import LAST_WORD, PROTOCOLS, TEXT
+from gpt2_core.errors import InputError
+from gpt2_core.evaluation_protocols import LAST_WORD, TEXT, check_protocol
 from gpt2_core.evaluation_published import KNOWN, PAPER, PAPER_SOURCE, SIZES, Published
 from gpt2_core.evaluation_texts import Document, Question
 
@@ -425,13 +425,9 @@ def evaluate(
     Raises: InputError for a protocol that is not known, data that is not there or in another layout (with the one that
     was expected), and settings that cannot be.
     """
-    if protocol not in PROTOCOLS:
-        raise InputError(
-            f"protocol is {protocol!r}, expected one of {', '.join(PROTOCOLS)}{nearest(protocol, list(PROTOCOLS))}"
-        )
+    chosen = check_protocol(protocol)
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, expected at least 1, or nothing for all")
-    chosen = PROTOCOLS[protocol]
     if chosen.kind != TEXT and stride is not None:
         raise InputError(f"stride is {stride}, but {protocol} has no windows; leave it out")
     started = time.perf_counter()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_core import evaluation_texts as texts
+from gpt2_core.errors import InputError, nearest
 
 TEXT, LAST_WORD, CHOICE = "text", "last word", "choice"
 PERPLEXITY, ACCURACY = "perplexity", "accuracy"
@@ -196,3 +197,12 @@ PROTOCOLS: Mapping[str, Evaluation] = {
         ),
     )
 }
+
+
+def check_protocol(name: str) -> Evaluation:
+    """The protocol of this name. Raises: InputError."""
+    if name not in PROTOCOLS:
+        raise InputError(
+            f"protocol is {name!r}, expected one of {', '.join(PROTOCOLS)}{nearest(name, list(PROTOCOLS))}"
+        )
+    return PROTOCOLS[name]

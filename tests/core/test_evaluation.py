@@ -11,7 +11,6 @@ import pytest
 from gpt2_core.config import GPT2Config
 from gpt2_core.errors import InputError
 from gpt2_core.evaluation import (
-    PROTOCOLS,
     ReferenceScorer,
     Row,
     choice_figures,
@@ -21,7 +20,8 @@ from gpt2_core.evaluation import (
     text_figures,
     windows,
 )
-from gpt2_core.evaluation_published import PAPER
+from gpt2_core.evaluation_protocols import PROTOCOLS
+from gpt2_core.evaluation_published import KNOWN, PAPER
 from gpt2_core.evaluation_texts import Document, Question
 from gpt2_core.initialization import initial_values
 from gpt2_core.reference import ReferenceModel
@@ -227,8 +227,6 @@ def test_every_protocol_names_figures_that_there_are():
         "last word": {"accuracy_last_token", "perplexity_last_token", "accuracy_last_word", "perplexity_last_word"},
         "choice": {"accuracy", "accuracy_by_token", "accuracy_by_character"},
     }
-    from gpt2_core.evaluation_published import KNOWN
-
     for protocol in PROTOCOLS.values():
         assert set(protocol.beside) <= figures[protocol.kind]
         assert {known.figure for known in KNOWN.get(protocol.name, ())} <= figures[protocol.kind]
