@@ -470,13 +470,17 @@ def test_a_number_too_large_for_a_format_stops_the_conversion(tmp_path: Path) ->
     convert(source, tmp_path / "b", "safetensors", dtype="bfloat16")
 
 
+@pytest.mark.filterwarnings("error")
 def test_numbers_that_are_not_finite_stay_so_and_are_counted(tmp_path: Path) -> None:
     odd = np.zeros((16, 32), np.float32)
-    odd[0, :3], odd[1, :2] = np.nan, np.inf
+    odd[-1, :3], odd[-2, :2] = np.nan, np.inf  # the last positions: those before do not see them
     source = model(tmp_path / "a", transformer__wpe__weight=odd)
     for dtype in ("float32", "float16", "bfloat16"):
-        found = convert(source, tmp_path / dtype, "safetensors", dtype=dtype).verification
+        report = convert(source, tmp_path / dtype, "safetensors", dtype=dtype)
+        found = report.verification
         assert found is not None and found.not_finite == {"transformer.wpe.weight": (3, 2)}, dtype
+        assert found.scale is not None and 0 < found.scale < 1e9, "outputs at the other positions are compared"
+        json.dumps(report.to_dict(), allow_nan=False)
 
 
 # Verification ---------------------------------------------------------------------------------------------------------
@@ -554,8 +558,10 @@ def test_outputs_that_differ_are_found_even_where_the_numbers_are_the_same() -> 
     with pytest.raises(VerificationError, match="computes other numbers"):
         conversion.compare_outputs(config, Head.LM, one, other, lossless=True)
     broken = one | {"transformer.ln_f.weight": Tensor.of(np.full(32, np.nan))}
-    with pytest.raises(VerificationError, match="not finite"):
-        conversion.compare_outputs(config, Head.LM, one, broken, lossless=False)
+    for lossless in (True, False):
+        with pytest.raises(VerificationError, match="not finite"):
+            conversion.compare_outputs(config, Head.LM, one, broken, lossless=lossless)
+    assert conversion.compare_outputs(config, Head.LM, broken, broken, lossless=True)[:2] == (0, 0)
 
 
 @pytest.mark.parametrize("head", list(Head))
