@@ -230,8 +230,8 @@ def _find_tokenizer(
     from gpt2_core.tokenizer import EMBEDDED_NAMES
 
     if checkpoint.tokenizer is not None:
-        files = checkpoint.config_file is not None or holds_of(named_format(checkpoint.format)).tokenizer == OWN
-        where = f"the files of {folder_of(checkpoint.path)}" if files else f"inside {checkpoint.path}"
+        apart = checkpoint.config_file is not None or holds_of(named_format(checkpoint.format)).tokenizer == OWN
+        where = f"the files of {folder_of(checkpoint.path)}" if apart else f"inside {checkpoint.path}"
         return TokenizerSource(where, checkpoint.tokenizer)
     folder = folder_of(checkpoint.path)
     here = [file for file in (*HUB_FILES, *OPENAI_FILES) if (folder / file).is_file()]
