@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -114,10 +115,22 @@ def _asked(source: str, overrides: Mapping[str, str], out: Path | None, resume: 
     folder = out or Path("runs") / (path.name.split(".")[0] or "run")
     if path.suffix in (".toml", ".json"):
         return read_recipe(path, overrides), folder
+    if resume and (folder / RECIPE).is_file():
+        return recipe_in(folder, {"data": source, **overrides}), folder
+    return overridden(_for_a_text(source, overrides), overrides), folder
+
+
+def _for_a_text(source: str, overrides: Mapping[str, str]) -> dict[str, Any]:
+    """The settings for a text alone, made to go with those that are given."""
     settings: dict[str, Any] = {**FOR_A_TEXT, "data": source}
+    with contextlib.suppress(ValueError):  # what is no number is reported where settings are read
+        settings["warmup_steps"] = min(settings["warmup_steps"], int(overrides.get("steps", settings["steps"])) // 10)
+        settings["min_lr"] = float(overrides.get("lr", settings["lr"])) / 10
     if overrides.get("task", "lm") != "lm":
-        settings |= {"sample_every": 0}
-    return overridden(settings, overrides), folder
+        settings["sample_every"] = 0
+    if "epochs" in overrides:
+        settings["warmup_steps"] = 0
+    return settings
 
 
 # -- telling it ----------------------------------------------------------------------------------------------

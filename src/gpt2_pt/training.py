@@ -116,7 +116,8 @@ class Trainer:
         model.train()
         objective = Objective(model)
         self._parallel = _parallel(recipe, world_size)
-        self._run: Any = _shared(objective, self._parallel, recipe, self._device)
+        self._wrapped: Any = _shared(objective, self._parallel, recipe, self._device)
+        self._run: Any = self._wrapped
         self._names = [name for name in self._trained_table() if model.get_parameter(name).requires_grad]
         self._optimizer = self._adamw()
         self._ema = {name: self._parameter(name).detach().clone() for name in self._names} if recipe.ema_decay else {}
@@ -186,11 +187,10 @@ class Trainer:
 
     def _without_exchange(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Between micro-batches of one step the processes need not meet."""
-        wrapped = getattr(self._run, "_orig_mod", self._run)
         if self._parallel == "ddp" and not last:
-            return wrapped.no_sync()  # type: ignore[no-any-return]
+            return self._wrapped.no_sync()  # type: ignore[no-any-return]
         if self._parallel == "fsdp":
-            wrapped.set_requires_gradient_sync(last)
+            self._wrapped.set_requires_gradient_sync(last)
         return contextlib.nullcontext()
 
     def update(self, settings: Update) -> float:
@@ -220,6 +220,8 @@ class Trainer:
         try:
             with self._averaged(), self._autocast():
                 first, second = self._run(self._inputs(batch), torch.ones(2, device=self._device))
+                if self._parallel == "fsdp":  # which keeps some weights whole until a backward pass that does not come
+                    self._wrapped.reshard()
         finally:
             self.model.train()
         return float(first), float(second)

@@ -368,7 +368,9 @@ def _put(variable: Any, value: Tensor) -> None:
 
 
 def _summed(found: Sequence[Tensor]) -> Any:
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, list(found))
+    # Inputs of a function have no device of their own, which is where several workers look for their part.
+    here = [tf.identity(each) for each in found]
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, here)
 
 
 def _to_file(variable: Any) -> FileTensor:

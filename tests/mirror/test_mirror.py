@@ -18,6 +18,7 @@ PT, TF = SOURCE / "gpt2_pt", SOURCE / "gpt2_tf"
 FILES_OF_ONE: dict[str, str] = {
     "_start": "Keras has several backends and TensorFlow a banner; PyTorch needs no preparation",
     "layers": "what torch.nn and torch.nn.functional have: norm, dropout, sizes known and unknown while tracing",
+    "callbacks": "what Keras's fit calls between epochs; PyTorch has no such door",
     "fitting": "Keras's compile, fit, evaluate and predict; PyTorch has no such door",
     "text": "strings are tensors in TensorFlow, and there alone",
     "text_graph": "what `text` is made of: the tokenizer in TensorFlow's own operations",

@@ -1,0 +1,100 @@
+"""Several processes under torchrun: the losses of one, a killed one ends the run, another number of them goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gpt2_core.training_log import Log
+from gpt2_core.training_state import steps_in
+from pt.helpers import torch
+
+pytestmark = [
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no distributed package"),
+    pytest.mark.skipif(sys.platform != "linux", reason="local processes over gloo are tried on Linux"),
+]
+SETTINGS = {
+    "model": "gpt2", "from_scratch": "true", "config.n_layer": 2, "config.n_head": 2, "config.n_embd": 8,
+    "config.n_positions": 32, "block_size": 16, "batch_size": 4, "accumulation": 2, "device": "cpu", "lr": 0.01,
+    "sample_every": 0, "dropout": 0.0, "log_every": 1, "eval_every": 3, "save_every": 3, "ema_decay": 0.5,
+    "warmup_steps": 0,
+}  # fmt: skip
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def started(text, out, processes, *more, **settings):
+    given = [part for name, value in (SETTINGS | settings).items() for part in ("--set", f"{name}={value}")]
+    python = [sys.executable, "-m"]
+    if processes > 1:
+        python += ["torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={free_port()}", "-m"]
+    command = [*python, "gpt2_app", "train", str(text), "--out", str(out), "-F", "pt", *given, *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process):
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return output
+
+
+def losses(out):
+    return [row.get("loss", row.get("validation_loss")) for row in Log.read(out)]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "jack.txt"
+    path.write_text("\n".join(f"There was once a king who had {number} sons." for number in range(200)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(text, tmp_path_factory):
+    """The run of one process."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    ended(started(text, out, 1, steps=6))
+    return out
+
+
+def close(one, other):
+    return len(one) == len(other) and all(abs(a - b) <= 1e-4 for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_have_the_losses_of_one(text, alone, tmp_path, parallel):
+    ended(started(text, tmp_path / "run", 2, steps=6, parallel=parallel))
+    assert close(losses(tmp_path / "run"), losses(alone))
+    config = json.loads((tmp_path / "run" / "final" / "config.json").read_text())
+    assert config["n_embd"] == 8
+
+
+def test_a_killed_process_ends_the_run_and_another_number_of_them_goes_on(text, alone, tmp_path):
+    out = tmp_path / "run"
+    both = started(text, out, 2, steps=100000)
+    until = time.monotonic() + 200
+    while not steps_in(out / "states") and both.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    children = Path(f"/proc/{both.pid}/task/{both.pid}/children").read_text().split()
+    os.kill(int(children[-1]), 9)
+    errors = both.communicate(timeout=200)[1]
+    assert both.returncode != 0
+    assert "Signal 9 (SIGKILL)" in errors
+    reached = steps_in(out / "states")[-1]
+    ended(started(text, out, 1, "--resume", steps=reached + 3, parallel="auto"))
+    assert steps_in(out / "states")[-1] == reached + 3
+    ended(started(text, out, 2, "--resume", steps=reached + 4, parallel="fsdp"))
+    found = [row["loss"] for row in Log.read(out) if "loss" in row]
+    assert len(found) == reached + 4
