@@ -296,6 +296,13 @@ def test_a_text_may_go_on_beyond_the_window(gpt2_json: Run, tiny: str) -> None:
     assert found["settings"]["sliding_window"] == 20
 
 
+def test_the_default_length_is_cut_to_what_fits_only_where_it_must_fit(gpt2_json: Run, tiny: str, monkeypatch) -> None:
+    monkeypatch.setattr(generate_settings, "LENGTH", 50)
+    arguments = of(tiny, PROMPT, "--seed", 5)
+    assert len(gpt2_json(*arguments, "--min-new-tokens", 50)["ids"]) == TINY.n_positions - 4
+    assert len(gpt2_json(*arguments, "--sliding-window", "half")["ids"]) == 50
+
+
 # -- every search --------------------------------------------------------------------------------------------
 
 
@@ -413,6 +420,20 @@ def test_settings_come_from_a_file_and_options_take_their_place(gpt2_json: Run, 
     found = gpt2_json(*arguments[:-2])
     assert (found["ids"][0], len(found["ids"]) + len(found["prompt_ids"]), found["seed"]) == (7, 9, None)
     assert len(gpt2_json(*arguments[:-2], "-n", 2)["ids"]) == 2
+
+
+def test_texts_of_a_model_without_an_end_of_text_may_end_at_different_places(gpt2: Run, tmp_path: Path) -> None:
+    config = TINY.replace(bos_token_id=None, eos_token_id=None)
+    values = {name: Tensor.of(value) for name, value in initial_values(config).items()}
+    save_pretrained(tmp_path, config, Head.LM, values, architecture="GPT2LMHeadModel")
+    arguments = of(str(tmp_path), PROMPT, "-n", 6, "-s", 5, "--num-return-sequences", 3)
+    whole = [json.loads(line) for line in gpt2(*arguments, "--json").stdout.splitlines()]
+    result = gpt2(*arguments, "--json", "--stop", whole[0]["text"][4:7])
+    assert result.exit_code == 0, result.stderr
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [text["finish"] for text in found] == ["stop", "length", "length"]
+    assert found[0]["ids"] == whole[0]["ids"][: len(found[0]["ids"])]
+    assert [text["ids"] for text in found[1:]] == [text["ids"] for text in whole[1:]]
 
 
 # -- several prompts -----------------------------------------------------------------------------------------
