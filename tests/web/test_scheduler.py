@@ -165,15 +165,10 @@ def test_temperature_0_takes_the_likeliest(scheduler: Scheduler, reference: Refe
 
 
 def test_texts_are_the_same_whoever_else_is_served(scheduler: Scheduler, reference: ReferenceModel) -> None:
-    texts = [
-        "Once upon a time",
-        "The wolf said to the little girl that",
-        "A",
-        "There was " * 12,
-        "Once upon a time there",
-    ]
+    texts = ["Once upon a time", "The wolf said to the girl that", "A", "There was " * 12, "Once upon a time there"]
     requests = [
-        ask(text, seed=7 + i, length=4 + i, rules=Rules(0.5 + i / 4, 40, 0.9)) for i, text in enumerate(texts * 2)
+        ask(text, seed=7 + i, length=4 + i, samples=2, rules=Rules(0.5 + i / 4, 40, 0.9))
+        for i, text in enumerate(texts)
     ]
     queues: list[queue.Queue[Any]] = [queue.Queue() for _ in requests]
     for i, (request, events) in enumerate(zip(requests, queues, strict=True)):

@@ -29,7 +29,6 @@ from gpt2_app.web.schemas import Autocomplete, Count, Counted, ErrorBody
 from gpt2_app.web.serving import EventStream, Jobs, event, hold, tail
 from gpt2_app.writing import drawn_seed
 from gpt2_core.errors import Gpt2Error, InputError
-from gpt2_core.stopping import spell
 from gpt2_core.texts import TIME
 
 router = APIRouter(prefix="/api", tags=["writing"])
@@ -62,7 +61,7 @@ class _Continuation:
             "text": text,
             "log_probability": round(token.pick.log_prob, 5),
             "choices": [
-                {"text": _spelling(model, index), "log_probability": round(log_prob, 5)}
+                {"text": model.spelling(index), "log_probability": round(log_prob, 5)}
                 for index, log_prob in token.pick.choices
             ],
         }
@@ -82,13 +81,6 @@ class _Continuation:
             "finish": self.finish,
             "tokens": self.tokens,
         }
-
-
-def _spelling(model: LoadedModel, index: int) -> str:
-    tokenizer = model.tokenizer
-    if index in tokenizer.all_special_ids:
-        return str(tokenizer.convert_ids_to_tokens(index))
-    return spell(tokenizer, index).decode("utf-8", "replace")
 
 
 @router.post(

@@ -23,6 +23,7 @@ from gpt2_core.config import GPT2Config
 from gpt2_core.errors import Gpt2Error, InputError
 from gpt2_core.hub import EMBEDDED, REPOSITORIES, resolve
 from gpt2_core.parameters import count_parameters
+from gpt2_core.stopping import spell
 from gpt2_core.tokenizer import GPT2Tokenizer
 
 # Bytes of one weight, as each framework computes here.
@@ -112,6 +113,17 @@ class LoadedModel:
     scheduler: Scheduler = field(init=False)
     used: float = field(default_factory=time.monotonic)
     holders: int = 0  # requests that are about to submit
+    _spelt: dict[int, str] = field(default_factory=dict)
+
+    def spelling(self, index: int) -> str:
+        """What a token is called where it is shown: a special one by its name."""
+        found = self._spelt.get(index)
+        if found is None:
+            special = index in self.tokenizer.all_special_ids
+            name = str(self.tokenizer.convert_ids_to_tokens(index)) if special else ""
+            found = name or spell(self.tokenizer, index).decode("utf-8", "replace")
+            self._spelt[index] = found
+        return found
 
     @property
     def config(self) -> GPT2Config:
@@ -145,7 +157,8 @@ def load_network(source: str, framework: str) -> Any:
             from gpt2_pt import GPT2LMHeadModel
 
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            return GPT2LMHeadModel.from_pretrained(source, dtype="float32", device=device, local_files_only=True)
+            loaded = GPT2LMHeadModel.from_pretrained(source, dtype="float32", device=device, local_files_only=True)
+            return loaded.prepare_for_generation()
         if framework == "tf":
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
             from gpt2_tf import TFGPT2LMHeadModel

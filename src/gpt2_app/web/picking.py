@@ -65,19 +65,21 @@ def pick(tensors: Tensors, logits: Any, turns: Sequence[Turn]) -> list[Pick]:
     """
     k = _SPARE + max(max(_wanted(turn.rules), turn.choices) for turn in turns)
     by_mass = any(turn.rules.top_p < 1 and not turn.rules.top_k for turn in turns)
-    temperatures = np.array([turn.rules.temperature or 1.0 for turn in turns]) if by_mass else None
-    top = tensors.top(logits, k, temperatures)
+    temperatures = np.array([turn.rules.temperature or 1.0 for turn in turns])
+    top = tensors.top(logits, k, temperatures if by_mass else None)
     if not np.isfinite(top.totals).all():
         raise GenerationError("the model's logits are not numbers (nan or infinity); check its weights")
-    out = []
-    for row, turn in enumerate(turns):
-        token, value = _token(tensors, logits, top, row, turn)
-        choices = [
-            (int(index), float(score - top.totals[row]))
-            for index, score in zip(top.ids[row, : turn.choices], top.values[row, : turn.choices], strict=True)
-        ]
-        out.append(Pick(token, min(0.0, value - float(top.totals[row])), tuple(choices)))
-    return out
+    tokens, values = _from_the_highest(top, turns, temperatures)
+    for row in np.flatnonzero(tokens < 0):
+        tokens[row], values[row] = _from_all(tensors.row(logits, int(row)), turns[row])
+    log_probs = np.minimum(values - top.totals, 0.0).tolist()
+    shown = max(turn.choices for turn in turns)
+    ids = top.ids[:, :shown].tolist()
+    likely = np.minimum(top.values[:, :shown] - top.totals[:, None], 0.0).tolist()
+    return [
+        Pick(token, log_prob, tuple(zip(ids[row][: turn.choices], likely[row][: turn.choices], strict=True)))
+        for row, (turn, token, log_prob) in enumerate(zip(turns, tokens.tolist(), log_probs, strict=True))
+    ]
 
 
 def _wanted(rules: Rules) -> int:
@@ -86,18 +88,37 @@ def _wanted(rules: Rules) -> int:
     return rules.top_k or (_FOR_TOP_P if rules.top_p < 1 else 0)
 
 
-def _token(tensors: Tensors, logits: Any, top: Top, row: int, turn: Turn) -> tuple[int, float]:
-    """The token of one row and its logit."""
-    rules, ids, values = turn.rules, top.ids[row], top.values[row]
-    if turn.banned is None:
-        if rules.is_greedy:
-            best = int(ids[values == values[0]].min())
-            return best, float(values[0])
-        few = _few(top, row, rules)
-        if few is not None:
-            return _drawn(ids[few], values[few], rules.temperature, turn.uniform)
-    scores = tensors.row(logits, row)
-    ruled = scores.copy()
+def _from_the_highest(top: Top, turns: Sequence[Turn], temperatures: Numbers) -> tuple[Ids, Numbers]:
+    """The tokens (R,) and their logits, drawn from the highest logits alone; -1 where these do not tell."""
+    rows = np.arange(len(turns))
+    scores = top.values / temperatures[:, None]
+    order = np.lexsort((top.ids, -scores), axis=-1)  # of equal logits the lower id first
+    ids, scores, values = (np.take_along_axis(each, order, axis=1) for each in (top.ids, scores, top.values))
+    place = np.arange(scores.shape[1])
+    # How many the rules let through at most, and what part of all they have to reach.
+    limits = np.array([max(1, _wanted(turn.rules)) for turn in turns])
+    needed = np.array([turn.rules.top_p for turn in turns])
+    weights = np.where(place < limits[:, None], np.exp(scores - scores[:, :1]), 0.0)
+    all_weights = weights.sum(axis=1)
+    of_all = np.array([not (turn.rules.top_k or turn.rules.is_greedy) for turn in turns])
+    if top.heated is not None:
+        all_weights = np.where(of_all, np.exp(top.heated - scores[:, 0]), all_weights)
+    reaching = np.cumsum(weights / all_weights[:, None], axis=1) >= needed[:, None]
+    reached = reaching.any(axis=1) & (needed < 1)
+    kept = np.where(reached, reaching.argmax(axis=1) + 1, limits)
+    weights = np.where(place < kept[:, None], weights, 0.0)
+    by_id = np.argsort(ids, axis=1)
+    ids, weights, values = (np.take_along_axis(each, by_id, axis=1) for each in (ids, weights, values))
+    sums = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)
+    uniforms = np.array([turn.uniform for turn in turns])
+    found = (sums <= (uniforms * sums[:, -1])[:, None]).sum(axis=1)  # as `sampling.draw`
+    unknown = np.array([turn.banned is not None for turn in turns]) | (of_all & ~reached)
+    return np.where(unknown, -1, ids[rows, found]), values[rows, found]
+
+
+def _from_all(scores: Numbers, turn: Turn) -> tuple[int, float]:
+    """The token of one row and its logit, of all its logits (V,), as they are specified."""
+    rules, ruled = turn.rules, scores.copy()
     if turn.banned is not None:
         ruled[turn.banned] = -np.inf
     if rules.is_greedy:
@@ -108,31 +129,3 @@ def _token(tensors: Tensors, logits: Any, top: Top, row: int, turn: Turn) -> tup
     ruled = sampling.top_p(ruled, rules.top_p) if rules.top_p < 1 else ruled
     token = sampling.draw(sampling.softmax(ruled), turn.uniform)
     return token, float(scores[token])
-
-
-def _few(top: Top, row: int, rules: Rules) -> Ids | None:
-    """Which of the highest logits may be drawn; None where it takes more than these to tell."""
-    ids, scores = top.ids[row], top.values[row] / rules.temperature
-    order = np.lexsort((ids, -scores))
-    if rules.top_k:
-        order = order[: rules.top_k]
-        if rules.top_p == 1:
-            return order
-        weights = np.exp(scores[order] - scores[order[0]])
-        shares = weights / weights.sum()
-    elif rules.top_p == 1 or top.heated is None:
-        return None
-    else:
-        order = order[:_FOR_TOP_P]
-        shares = np.exp(scores[order] - top.heated[row])
-    reaching = np.cumsum(shares) >= rules.top_p
-    if not reaching.any():
-        # Of the k highest it takes all, up to rounding; of a part of the vocabulary nobody knows.
-        return order if rules.top_k else None
-    return order[: int(reaching.argmax()) + 1]
-
-
-def _drawn(ids: Ids, values: Numbers, temperature: float, uniform: float) -> tuple[int, float]:
-    by_id = np.argsort(ids)
-    place = sampling.draw(sampling.softmax(values[by_id] / temperature), uniform)
-    return int(ids[by_id[place]]), float(values[by_id[place]])

@@ -65,8 +65,8 @@ class Contexts:
 
     def _keep(self, context: tuple[int, ...], engine: Engine) -> None:
         self._kept.pop(context, None)
-        self._kept[context] = engine.past
-        self._bytes[context] = self._tensors.size(engine.past)
+        self._kept[context] = past = self._tensors.kept(engine.past)
+        self._bytes[context] = self._tensors.size(past)
         while len(self._kept) > _KEPT or (len(self._kept) > 1 and sum(self._bytes.values()) > _KEPT_BYTES):
             oldest = next(iter(self._kept))
             del self._kept[oldest], self._bytes[oldest]
