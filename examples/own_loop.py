@@ -1,6 +1,6 @@
 """Tune gpt2-tales on a text in a loop of one's own: the model is a torch.nn.Module like any other.
 
-python examples/own_loop.py [text.txt] [steps]
+    python examples/own_loop.py [text.txt] [steps]
 """
 
 import sys

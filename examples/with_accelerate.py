@@ -1,6 +1,6 @@
 """The same under Hugging Face accelerate, which places model and data on whatever there is: pip install accelerate.
 
-accelerate launch examples/with_accelerate.py [text.txt] [steps]
+    accelerate launch examples/with_accelerate.py [text.txt] [steps]
 """
 
 import sys

@@ -1,14 +1,14 @@
 """The same under PyTorch Lightning, which owns the loop: pip install pytorch-lightning.
 
-python examples/with_lightning.py [text.txt] [steps]
+    python examples/with_lightning.py [text.txt] [steps]
 """
 
 import sys
 from pathlib import Path
 
+import pytorch_lightning as lightning
 import torch
 
-import pytorch_lightning as lightning
 from gpt2_pt import GPT2LMHeadModel, GPT2Tokenizer
 
 RIDDLE = """The two mirrors hung in one hall. Whatever the left one showed, the right one showed as well, and nobody
