@@ -3,7 +3,7 @@
 What each rule means, its edge cases and its source stand there; `tests/tf/test_sampling.py` holds these to it.
 
 Letters: R rows, V vocabulary, n tokens so far. ``history`` (R, n) holds -1 where a row has padding, on the left.
-``made``, how many tokens are new, is one number or, in numpy, one for each row (R,); so is ``limit``.
+``made``, how many tokens are new, is one number or one for each row (R,), in numpy or as a tensor; so is ``limit``.
 A rule takes scores (R, V) in float64 and gives scores (R, V); a banned token's score is -inf.
 """
 
@@ -69,7 +69,7 @@ def bad_words_ids(scores: Tensor, history: Tensor, words: Sequence[Sequence[int]
 
 def min_new_tokens(scores: Tensor, made: Any, least: int, eos_ids: Sequence[int]) -> Tensor:
     """Ban the end-of-text tokens while fewer than ``least`` new tokens were made."""
-    return _where(np.less(made, least), lambda: suppress_tokens(scores, eos_ids), scores)
+    return _where(made < least, lambda: suppress_tokens(scores, eos_ids), scores)
 
 
 def suppress_tokens(scores: Tensor, tokens: Sequence[int]) -> Tensor:
@@ -82,19 +82,19 @@ def suppress_tokens(scores: Tensor, tokens: Sequence[int]) -> Tensor:
 
 def begin_suppress_tokens(scores: Tensor, made: Any, tokens: Sequence[int]) -> Tensor:
     """Ban these tokens as the first new one."""
-    return _where(np.equal(made, 0), lambda: suppress_tokens(scores, tokens), scores)
+    return _where(_equal(made, 0), lambda: suppress_tokens(scores, tokens), scores)
 
 
 def forced_bos_token_id(scores: Tensor, made: Any, token: int) -> Tensor:
     """The first new token is this one."""
-    return _where(np.equal(made, 0), lambda: _force(scores, token), scores)
+    return _where(_equal(made, 0), lambda: _force(scores, token), scores)
 
 
 def forced_tokens(scores: Tensor, made: Any, places: Sequence[tuple[int, int]]) -> Tensor:
     """At each of some places among the new tokens, counted from 0, stands this one."""
     out = scores
     for place, token in places:
-        out = _where(np.equal(made, place), lambda token=token: _force(scores, token), out)  # type: ignore[misc]
+        out = _where(_equal(made, place), lambda token=token: _force(scores, token), out)  # type: ignore[misc]
     return out
 
 
@@ -102,11 +102,17 @@ def forced_eos_token_id(scores: Tensor, made: Any, limit: Any, token: int) -> Te
     """The last new token that the length allows is this one."""
     if limit is None:
         return scores
-    return _where(np.equal(made, np.subtract(limit, 1)), lambda: _force(scores, token), scores)
+    return _where(_equal(made, limit - 1), lambda: _force(scores, token), scores)
+
+
+def _equal(made: Any, value: Any) -> Any:
+    return tf.equal(made, value) if tf.is_tensor(made) else np.equal(made, value)
 
 
 def _where(rows: Any, changed: Callable[[], Tensor], scores: Tensor) -> Tensor:
-    """``changed()`` in the rows that are true, of one truth for all or, in numpy, one for each (R,)."""
+    """``changed()`` in the rows that are true, of one truth for all or one for each (R,)."""
+    if tf.is_tensor(rows):
+        return tf.where(rows[:, None], changed(), scores)
     if not np.any(rows):
         return scores
     if np.all(rows):

@@ -51,6 +51,8 @@ NAMES_OF_ONE: dict[str, str] = {
     "weights.Linear.reset_parameters": "torch.nn.Linear draws values that would be thrown away",
     "weights.Linear.call": "Keras has no layer with a kernel of (out, in)",
     "weights.Linear.__init__": "the same",
+    "prepared.PreparedEngine.__init__": "in TensorFlow a prepared engine may write several tokens in one go",
+    "prepared.PreparedEngine.write": "the same",
     "weights.registered": "makes a class known to Keras's own files",
 }
 
