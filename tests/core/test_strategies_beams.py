@@ -176,6 +176,21 @@ def test_drawn_beams_are_the_same_for_the_same_seed_alone_and_in_a_batch():
     assert cold.shape == (3, 11)
 
 
+def test_drawn_beams_go_on_the_same_when_those_before_them_have_ended():
+    def ends_at_once_after_4(ids, scores):
+        return np.where((ids[:, :1] == 4) == (np.arange(37) == 9), scores, -np.inf)
+
+    settings = {"num_beams": 3, "do_sample": True, "seed": 5, "max_new_tokens": 9, "eos_token_id": 9, "pad_token_id": 0}
+    texts = {}
+    for first in (4, 5):
+        out = generate(
+            MODEL, [[first], [1, 2, 3]], **settings, logits_processors=[ends_at_once_after_4], return_dict=True
+        )
+        assert out.new_tokens == (1 if first == 4 else 9, 9)
+        texts[first] = out.sequences[1].tolist()
+    assert texts[4] == texts[5]
+
+
 def successive(weights: np.ndarray) -> dict[tuple[int, int], float]:
     """The chances of the first two that are drawn one after the other without putting back."""
     p = weights / weights.sum()
