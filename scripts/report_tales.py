@@ -15,39 +15,21 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
+from gpt2_core.evaluation import Document, text_figures
 from gpt2_core.tokenizer import GPT2Tokenizer
 from gpt2_pt import GPT2LMHeadModel
+from gpt2_pt.evaluation import ModelScorer
 
 SEPARATOR = 50256
 
 
 def encode(tokenizer: GPT2Tokenizer, text: str) -> np.ndarray:
     return np.array([SEPARATOR, *tokenizer.encode(text)], dtype=np.int64)
-
-
-@torch.no_grad()
-def model_bits(model: GPT2LMHeadModel, tokens: np.ndarray) -> float:
-    """The bits that the model needs for all tokens but the first."""
-    context = model.config.n_positions
-    stride = context // 2
-    total, done = 0.0, 1
-    while done < len(tokens):
-        stop = min(len(tokens), context + 1) if done == 1 else min(len(tokens), done + stride)
-        start = max(0, stop - 1 - context)
-        window = torch.from_numpy(tokens[start:stop])
-        logits = model(window[None, :-1], use_cache=False).logits[0].float()
-        fresh = stop - done
-        total += float(F.cross_entropy(logits[-fresh:], window[-fresh:], reduction="sum"))
-        done = stop
-    return total / math.log(2)
 
 
 class KneserNey:
@@ -141,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         stories, books = read_texts(args.data / "train"), read_texts(args.data / "validation")
-        model = GPT2LMHeadModel.from_pretrained(args.model)
+        scorer = ModelScorer(GPT2LMHeadModel.from_pretrained(args.model))
     except (ValueError, OSError) as error:  # the library's own errors among them
         parser.error(str(error))
     tokenizer = GPT2Tokenizer()
@@ -151,14 +133,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = []
     for name, text in books.items():
         data, tokens = text.encode(), encode(tokenizer, text)
-        bits = model_bits(model, tokens)
+        found = text_figures(scorer, tokenizer, [Document(text, len(text.split()), len(data))])
         table.append(
             {
                 "book": name,
                 "bytes": len(data),
                 "tokens": len(tokens) - 1,
-                "model": round(bits / len(data), 4),
-                "model_nats_per_token": round(bits * math.log(2) / (len(tokens) - 1), 4),
+                "model": round(found.bits_per_byte, 4),
+                "model_nats_per_token": round(found.nats / found.tokens, 4),
                 "5-gram": round(float(-np.log2(grams.probabilities(tokens)).sum()) / len(data), 4),
                 "xz -9": round(xz_bits(data) / len(data), 4),
                 "xz -9 after the stories": round(xz_bits(data, before) / len(data), 4),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -46,10 +47,10 @@ class ModelScorer:
         """(W, C) and (W,) -> log-probabilities and whether none is higher, (W,) each; some rows of logits at a time."""
         size = max(1, LOGITS // self._model.config.vocab_size)
         log_probs, top = [], []
-        for some, tokens in zip(hidden.split(size), targets.split(size), strict=True):
-            logits = self._model.lm_head(some)
+        for start in range(0, len(targets), size):
+            logits = self._model.lm_head(hidden[start : start + size])
             logits = logits if logits.dtype == torch.float64 else logits.float()
-            chosen = logits.gather(-1, tokens[:, None])[:, 0]
-            log_probs.append(chosen - logits.logsumexp(-1))
-            top.append(chosen == logits.amax(-1))
+            some = targets[start : start + size]
+            log_probs.append(-F.cross_entropy(logits, some, reduction="none"))
+            top.append(logits.gather(-1, some[:, None])[:, 0] == logits.amax(-1))
         return torch.cat(log_probs).double().cpu().numpy(), torch.cat(top).cpu().numpy()
