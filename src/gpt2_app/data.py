@@ -151,16 +151,24 @@ def _report(target: Path, manifest: dict[str, Any], seconds: float, *, verified:
     from gpt2_app.info_view import size
 
     source = manifest["source"]
-    rows = [("read", f"{source['files']:,} files, {size(source['bytes'])}, {size(source['bytes'] / seconds)}/s")]
+    read = f"{_count(source['files'], 'file')}, {size(source['bytes'])}"
+    if seconds > 2:  # before that it is the start of the program that takes the time
+        read += f", {size(source['bytes'] / seconds)}/s"
+    rows = [("read", read)]
     for name, part in manifest["splits"].items():
-        rows.append((name, f"{part['tokens']:,} tokens, {part['documents']:,} documents, {_ratio(part)}"))
+        rows.append((name, f"{part['tokens']:,} tokens, {_count(part['documents'], 'document')}, {_ratio(part)}"))
     files = sum(len(part["shards"]) + len(part.get("labelled") or ()) for part in manifest["splits"].values())
-    rows.append(("written", f"{target}: {files} files and their manifest"))
+    rows.append(("written", f"{target}: {_count(files, 'file')} and the manifest"))
     if verified:
         rows.append(("checked", "every file read back, every hash as it should be"))
     _lines(rows)
     if source["empty"]:
-        terminal.note(f"{len(source['empty'])} empty files were left out: {', '.join(source['empty'][:3])}", "yellow")
+        names = ", ".join(source["empty"][:3])
+        terminal.note(f"left out: {_count(len(source['empty']), 'empty file')}, {names}", "yellow")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _ratio(part: dict[str, Any]) -> str:
@@ -197,9 +205,9 @@ def _show(source: str, *, verify: bool, as_json: bool) -> None:
         return
     rows = [("shards", source), ("vocabulary", f"{first.vocab_size:,} tokens")]
     for name, value in values.items():
-        documents = "" if value["documents"] is None else f", {value['documents']:,} documents"
+        documents = "" if value["documents"] is None else f", {_count(value['documents'], 'document')}"
         mask = ", with a mask of what is learnt" if value["masked"] else ""
-        rows.append((name, f"{value['tokens']:,} tokens{documents}, in {value['files']} files{mask}"))
+        rows.append((name, f"{value['tokens']:,} tokens{documents}, in {_count(value['files'], 'file')}{mask}"))
     if verify:
         rows.append(("checked", "every hash as it should be"))
     _lines(rows)

@@ -246,8 +246,8 @@ def json_object(path: str, number: int, line: str, keys: Sequence[str]) -> dict[
     for key in keys:
         if key not in value:
             raise InputError(
-                f"{path}, line {number} has no {key!r} but {', '.join(map(repr, list(value)[:9])) or 'nothing'}"
-                f"{nearest(key, list(value))}; name the key that the file uses, or add it"
+                f"{path}, line {number} has no {key!r} but {', '.join(map(repr, list(value)[:9])) or 'nothing'}; "
+                f"name the key that the file uses, or add it{nearest(key, list(value))}"
             )
     return value
 
@@ -326,8 +326,8 @@ def _classes(
     for label in given:
         if str(label) not in place:
             raise InputError(
-                f"{path} has the label {label!r}, expected one of {', '.join(map(repr, names))}"
-                f"{nearest(str(label), names)}; give all classes as label_names"
+                f"{path} has the label {label!r}, expected one of {', '.join(map(repr, names))}; give all classes as "
+                f"label_names{nearest(str(label), names)}"
             )
     return [place[str(label)] for label in given], names
 

@@ -251,7 +251,7 @@ def _wanted(source: str, there: Sequence[str], split: str | None) -> str:
         named = [each for each in there if each]
         have = f"it has {', '.join(named)}" if named else "the names of its files say nothing of parts"
         raise InputError(
-            f"{source} has no {split!r} part; {have}{nearest(split, named)}; make one with gpt2 data --val-fraction"
+            f"{source} has no {split!r} part; {have}; make one with gpt2 data --val-fraction{nearest(split, named)}"
         )
     return wanted
 

@@ -26,7 +26,7 @@ def test_a_text_becomes_shards_and_the_report_says_how_many_tokens(gpt2: Run, te
     result = gpt2("data", text, tmp_path / "d", "--val-fraction", "0.1", "--verify")
     assert result.exit_code == 0, result.stderr
     train = open_data(tmp_path / "d")
-    assert f"{len(train):,} tokens, 1 documents" in result.stdout
+    assert f"{len(train):,} tokens, 1 document," in result.stdout
     assert "every hash as it should be" in result.stdout
     both = [*train.tokens[1:], *open_data(tmp_path / "d", "val").tokens[1:]]
     assert both == GPT2Tokenizer().encode(TEXT)
@@ -91,7 +91,7 @@ def test_a_key_that_is_not_there_is_named_with_the_option(gpt2: Run, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
     result = gpt2("data", tmp_path / "a.jsonl", tmp_path / "d")
     assert result.exit_code == 2
-    assert "has no 'text' but 'body'; name the key with --jsonl-key" in result.stderr
+    assert "has no 'text' but 'body'; name the key with --jsonl-key, or add it" in result.stderr
 
 
 def test_several_processes_work_from_the_command_line(text, tmp_path):

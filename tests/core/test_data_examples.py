@@ -81,7 +81,7 @@ def test_classes_may_have_names_and_a_second_file_has_the_same_numbers(tmp_path,
     assert only(examples).labels.tolist() == [1, 0]
     other = lines(tmp_path, {"text": "a", "label": "sad"})
     assert only(read_examples(other, "classification", tokenizer, label_names=("glad", "sad"))).labels.tolist() == [1]
-    with pytest.raises(InputError, match="has the label 'sad', expected one of 'glad', 'saad'; did you mean 'saad'"):
+    with pytest.raises(InputError, match=r"has the label 'sad', expected one of 'glad', 'saad'; .*did you mean 'saad'"):
         read_examples(other, "classification", tokenizer, label_names=("glad", "saad"))
 
 
@@ -165,7 +165,7 @@ def test_a_position_in_examples_is_resumed(tmp_path, tokenizer):
         (
             "instruction",
             {"promt": "a", "response": "b"},
-            r"line 1 has no 'prompt' but 'promt', 'response'; did you mean",
+            r"line 1 has no 'prompt' but 'promt', 'response'; .*; did you mean",
         ),
         ("instruction", {"prompt": 3, "response": "b"}, "'prompt' is int, expected a string"),
         ("instruction", {"prompt": "a", "response": ""}, "'response' is empty"),

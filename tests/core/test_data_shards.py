@@ -72,7 +72,7 @@ def test_shards_are_one_row_of_tokens(tmp_path):
 def test_the_parts_of_a_folder_are_told_apart(tmp_path):
     folder = write_ours(tmp_path / "d", {"train": [ids_of(5)], "val": [ids_of(3)]})
     assert len(open_data(folder, "val")) == len(open_data(folder, "validation")) == 4
-    with pytest.raises(InputError, match="no 'tran' part; it has train, val; did you mean 'train'"):
+    with pytest.raises(InputError, match=r"no 'tran' part; it has train, val; make one .*; did you mean 'train'"):
         open_data(folder, "tran")
 
 

@@ -211,7 +211,7 @@ def test_what_is_no_text_is_refused_and_nothing_is_left(tmp_path, tokenizer, con
         ({"shard_tokens": 0}, "shard_tokens is 0"),
         ({"val_fraction": 1}, "val_fraction is 1"),
         ({"prompt_key": "a"}, "expected both, or neither"),
-        ({"text_key": "txt"}, "line 1 has no 'txt' but 'text'; did you mean 'text'"),
+        ({"text_key": "txt"}, r"line 1 has no 'txt' but 'text'; .*did you mean 'text'"),
         ({"val_fraction": 1e-9}, "no document falls into the 'val' part"),
     ],
 )
