@@ -157,13 +157,13 @@ def _load_tf(model: str, device: str | None, dtype: str | None, compiled: bool) 
     import gpt2_tf  # isort: skip - before TensorFlow, whose banner it holds back
     import tensorflow as tf
 
-    if compiled:
-        raise InputError("compile is asked for, but TensorFlow compiles each step by itself; leave it out")
     place = _tensorflow_device(tf, device)
     with reading_a_model():
-        network = gpt2_tf.TFGPT2LMHeadModel.from_pretrained(model, dtype=dtype or "float32", device=place)
+        loaded = gpt2_tf.TFGPT2LMHeadModel.from_pretrained(model, dtype=dtype or "float32", device=place)
+    with tf.device(place):
+        network = loaded.prepare_for_generation(compile=compiled)
     return Runner(
-        "tf", network.config, place or "cpu", network.dtype, network, network.stream,
+        "tf", network.config, place or "cpu", loaded.dtype, network, network.stream,
         lambda tensor: tensor.numpy().tolist(), lambda: tf.device(place),
     )  # fmt: skip
 

@@ -541,6 +541,17 @@ def test_a_model_is_prepared_for_writing_in_the_number_format_asked_for(
     assert asked == [("torch.float32", None, True)]
 
 
+def test_tensorflow_writes_the_same_streamed_or_at_once(gpt2: Run, gpt2_json: Run, tiny: str) -> None:
+    pytest.importorskip("tensorflow")
+    streamed, beams = (of(tiny, PROMPT, "-n", 6, *chosen, framework="tf") for chosen in (["-s", 5], ["--beams", 2]))
+    assert gpt2(*streamed).stdout == PROMPT + library(tiny, [PROMPT], **STORY).texts[0] + "\n"
+    found = gpt2_json(*beams)
+    assert (found["framework"], found["dtype"], found["device"]) == ("tf", "float32", "cpu")
+    out = library(tiny, [PROMPT], num_beams=2)
+    assert found["text"] == out.texts[0]
+    assert found["score"] == pytest.approx(out.sequences_scores[0], abs=1e-4)
+
+
 def test_number_formats_and_compilation_that_a_framework_lacks_are_refused(gpt2: Run, tiny: str) -> None:
     for option, message in (
         (["--dtype", "int8"], "--dtype is 'int8', but --framework numpy computes in float64"),
