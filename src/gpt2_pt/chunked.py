@@ -13,7 +13,7 @@ from torch import Tensor
 from gpt2_core.inputs import IGNORED_LABELS
 
 #: Logits held at a time. Fewer make the table's gradient be read and written more often, more take more memory.
-LOGITS = 1 << 25
+LOGITS = 1 << 24
 
 
 def chunked_loss(hidden: Tensor, table: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
