@@ -47,7 +47,7 @@ _LINES = (".jsonl", ".ndjson")
 _PACKED: Mapping[str, Callable[[Any], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _OURS = re.compile(r"(?:train|val)_\d{5,}(?:\.labelled)?\.bin|manifest\.json")
 _BETWEEN = b"<|endoftext|>"
-_TAIL = 1 << 16  # bytes looked at first for a place to cut
+_TAIL = 1 << 10  # bytes looked at first for a place to cut
 _CUT = re.compile(rb"[^\x00-\x20](?=[ \n])")
 
 Progress = Callable[[int, int], None]
@@ -303,17 +303,15 @@ def _read(file: Path) -> Iterator[tuple[bytes, int]]:
 def _cut_up(file: Path, cut: Callable[[bytes], int | None]) -> Iterator[tuple[bytes, int]]:
     """The file in blocks, cut where ``cut`` says: the place before which a block may end, or None."""
     waiting: list[bytes] = []
-    position, head = 0, True
-    for data, position in _read(file):
-        if head:
+    position = 0
+    for data, place_in_file in _read(file):
+        if not position:
             refuse_lfs_pointer(file, data[:64], InputError)
-            head = False
-        place = cut(data)
-        if place is None:
-            waiting.append(data)
-            continue
-        yield b"".join([*waiting, data[:place]]), position
-        waiting = [data[place:]]
+        elif (place := cut(waiting[-1])) is not None:  # only now is it known not to be the last, which is not cut
+            yield b"".join([*waiting[:-1], waiting[-1][:place]]), position
+            waiting = [waiting[-1][place:]]
+        waiting.append(data)
+        position = place_in_file
     if rest := b"".join(waiting):
         yield rest, position
 
@@ -328,7 +326,7 @@ def _text_cut(data: bytes) -> int | None:
     Before a space or line feed that follows something else a piece of GPT-2's pattern always ends, and the pattern
     never looks back.
     """
-    for start in dict.fromkeys((max(0, len(data) - _TAIL), 0)):
+    for start in dict.fromkeys((max(0, len(data) - _TAIL), max(0, len(data) - 64 * _TAIL), 0)):
         for match in reversed(list(_CUT.finditer(data, start))):
             # Some spaces are several bytes: what stands before must be no end of one.
             if not data[max(0, match.end() - 4) : match.end()].decode("utf-8", "ignore")[-1:].isspace():
