@@ -12,13 +12,15 @@ Letters: R rows, T new columns, S all columns, N = R * T, C model width, H heads
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt2_core.config import GPT2Config
 from gpt2_core.engine import ALL_BANNED, NOT_NUMBERS, Engine, Ids, Moment, Numbers, Real
@@ -55,7 +57,7 @@ def prepare(model: Any, dtype: str | torch.dtype | None = None, compile: bool = 
 def _dtype(dtype: str | torch.dtype | None, model: Any) -> torch.dtype:
     own: torch.dtype = model.transformer.wte.weight.dtype
     wanted = own if dtype is None else DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if wanted not in DTYPES.values():
+    if wanted is None or wanted not in DTYPES.values():
         hint = nearest(str(dtype), list(DTYPES))
         raise GenerationError(
             f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}, or None for the model's own{hint}"
@@ -72,25 +74,43 @@ def _dtype(dtype: str | torch.dtype | None, model: Any) -> torch.dtype:
 # -- products with a weight ------------------------------------------------------------------------------------
 
 
-class _Dense:
-    """x @ weight + bias, as PyTorch has it on every device and in every number format."""
+def _constant(value: Tensor, dtype: torch.dtype) -> nn.Parameter:
+    """A copy: training the model that it was taken from changes nothing here."""
+    return nn.Parameter(value.detach().to(dtype, copy=True).contiguous(), requires_grad=False)
+
+
+class _Dense(nn.Module):
+    """x @ weight + bias, as PyTorch has it on every device and in every number format.
+
+    Its numbers are parameters of a module, so that a compiler may take them for constants and lay them out itself.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, act: str = "") -> None:
-        # A copy: training the model that this was made from changes nothing here.
-        self.weight = weight.detach().to(dtype, copy=True).contiguous()  # (in, out)
-        self.bias = None if bias is None else bias.detach().to(dtype, copy=True)
+        super().__init__()
+        self.weight = _constant(weight, dtype)  # (in, out)
+        self.bias = None if bias is None else _constant(bias, dtype)
         self.dtype = dtype
         self.act = ACTIVATIONS[act] if act else None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(N, in) -> (N, out), through the activation where there is one."""
         x = x.to(self.dtype)
-        y = x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
+        y: Tensor = x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
         return y if self.act is None else self.act(y)
 
     def added(self, x: Tensor, to: Tensor) -> Tensor:
         """``to`` (N, out) and the product."""
-        return to + self(x)
+        return to + self.forward(x)
+
+
+#: How oneDNN names the activations that it has.
+_FUSED: Mapping[str, tuple[str, str]] = {
+    "": ("none", ""),
+    "gelu_new": ("gelu", "tanh"),
+    "gelu_pytorch_tanh": ("gelu", "tanh"),
+    "gelu": ("gelu", "none"),
+    "relu": ("relu", ""),
+}
 
 
 class _Packed:
@@ -100,14 +120,6 @@ class _Packed:
     8 rows, 2.3 times for 1024; in bfloat16 half the time of that.
     """
 
-    _FUSED = {
-        "": ("none", ""),
-        "gelu_new": ("gelu", "tanh"),
-        "gelu_pytorch_tanh": ("gelu", "tanh"),
-        "gelu": ("gelu", "none"),
-        "relu": ("relu", ""),
-    }
-
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, act: str = "") -> None:
         kernels = torch.ops.mkldnn
         self.product = kernels._linear_pointwise.default
@@ -116,8 +128,8 @@ class _Packed:
         self.weight = kernels._reorder_linear_weight(rows, _PACKED_FOR)
         self.bias = None if bias is None else bias.detach().to(dtype, copy=True)
         self.dtype = dtype
-        self.fused = self._FUSED.get(act, ("none", ""))
-        self.act = None if act in self._FUSED else ACTIVATIONS[act]
+        self.fused = _FUSED.get(act, ("none", ""))
+        self.act = None if act in _FUSED else ACTIVATIONS[act]
 
     @staticmethod
     def serves(device: torch.device, dtype: torch.dtype) -> bool:
@@ -156,20 +168,15 @@ class _Int8:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, act: str = "") -> None:
-        rows = weight.detach().t().to(torch.float32)  # (out, in)
-        values, scales = _rounded(rows)
-        self.weight = _packed_int8(values, scales)
+        values, scales = _rounded(weight.detach().t().to(torch.float32))  # (out, in), (out, 1)
         self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
         self.act = ACTIVATIONS[act] if act else None
-        # Without the instructions for it, sums of two products are kept in 16 bits: then seven bits must do.
-        most = 127 if torch.cpu._is_vnni_supported() else 63
-        self.step, self.zero = 1.0 / most, most + 1
-        self.product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+        self.product = _int8_product(values, scales.squeeze(1))
 
     def _scaled(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The product without bias, for rows divided by their largest number; and that number (N, 1)."""
         largest = x.abs().amax(1, keepdim=True).clamp_min_(_TINY)
-        return self.product(x / largest, self.step, self.zero, self.weight), largest
+        return self.product(x / largest), largest
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, in) -> (N, out), through the activation where there is one."""
@@ -193,37 +200,69 @@ def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
     return (rows / scales).round_().clamp_(-127, 127).to(torch.int8), scales
 
 
-def _packed_int8(values: Tensor, scales: Tensor) -> Any:
-    """A weight as PyTorch's int8 kernels want it.
+def _int8_product(values: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
+    """x (N, in) of at most 1, rounded to 255 steps, times whole numbers (out, in) with their scales (out,).
 
-    Raises: GenerationError, where this PyTorch has none.
+    Raises: GenerationError, where this PyTorch has no such kernels.
     """
-    engines = torch.backends.quantized.supported_engines
-    engine = next((name for name in ("x86", "fbgemm") if name in engines), None)
-    if engine is None:
-        raise GenerationError(
-            f"dtype is int8, but this PyTorch has no int8 kernels for this processor (it has {', '.join(engines)}, "
-            "expected x86 or fbgemm); prepare the model in float32 or bfloat16"
-        )
+    reasons = []
+    for make in (_fbgemm_product, _onednn_product):
+        try:
+            product = make(values, scales)
+            product(torch.zeros(1, values.size(1)))
+        except (RuntimeError, AttributeError, NotImplementedError) as error:
+            reasons.append((str(error).splitlines() or [""])[0])
+        else:
+            return product
+    raise GenerationError(
+        f"dtype is int8, but this PyTorch ({torch.__version__}) has no int8 kernels for this processor, neither "
+        f"FBGEMM's ({reasons[0]}) nor oneDNN's ({reasons[1]}); prepare the model in float32 or bfloat16"
+    )
+
+
+def _fbgemm_product(values: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
+    """FBGEMM's kernel: rounds x itself, and is the faster one for few rows."""
+    kernel = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
     before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = engine
+    torch.backends.quantized.engine = "x86" if "x86" in torch.backends.quantized.supported_engines else "fbgemm"
     try:
-        zeros = torch.zeros(len(values), dtype=torch.int64)
-        whole = torch._make_per_channel_quantized_tensor(values, scales.squeeze(1).double(), zeros, 0)
-        return torch.ops.quantized.linear_prepack(whole, None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch means to drop this kind of tensor; then oneDNN's kernel serves
+            zeros = torch.zeros(len(values), dtype=torch.int64)
+            whole = torch._make_per_channel_quantized_tensor(values, scales.double(), zeros, 0)
+            packed = torch.ops.quantized.linear_prepack(whole, None)
     finally:
         torch.backends.quantized.engine = before
+    # Without the instructions for it, sums of two products are kept in 16 bits: then seven bits must do.
+    most = 127 if torch.cpu._is_vnni_supported() else 63
+    return lambda x: kernel(x, 1.0 / most, most + 1, packed)
+
+
+def _onednn_product(values: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
+    """oneDNN's kernel, for numbers that were rounded already."""
+    kernel = torch.ops.onednn.qlinear_pointwise.default
+    packed = torch.ops.onednn.qlinear_prepack(values, None)
+    zeros, middle = torch.zeros(len(values), dtype=torch.int64), torch.tensor(128.5)
+
+    def product(x: Tensor) -> Tensor:
+        rounded = torch.add(middle, x, alpha=127).to(torch.uint8)  # cut off, so the half rounds
+        y: Tensor = kernel(rounded, 1.0 / 127, 128, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], "")
+        return y
+
+    return product
 
 
 # -- the model ---------------------------------------------------------------------------------------------------
 
 
-class _Layer:
+class _Layer(nn.Module):
     """The weights of one block."""
 
     def __init__(self, block: Any, make: Callable[..., _Product], stream: torch.dtype, smooth: bool) -> None:
+        super().__init__()
         attn, mlp = block.attn, block.mlp
         self.heads: int = attn.n_head
+        self.is_pruned = False  # whether other blocks have more
         self.scale: float = attn.scale
         act = next(name for name, function in ACTIVATIONS.items() if function is mlp.act)
         self.ln_1, c_attn = _norm_and_weight(block.ln_1, attn.c_attn.weight, stream, smooth)
@@ -253,38 +292,115 @@ def _norm_and_weight(norm: Any, weight: Tensor, stream: torch.dtype, smooth: boo
     return (norm.normalized_shape, gain.to(stream, copy=True), bias.to(stream, copy=True), norm.eps), weight
 
 
+class _Body(nn.Module):
+    """All the weights of a model, and its forward pass over a cache that has room already."""
+
+    def __init__(self, model: Any, dtype: torch.dtype, packed: bool) -> None:
+        super().__init__()
+        body, device = model.transformer, model.device
+        on_cpu, int8 = device.type == "cpu", dtype is torch.int8
+        # Half of a float's digits are enough for weights; what is summed up over the layers has them all on a CPU.
+        self.stream = torch.float32 if int8 or (on_cpu and dtype in (torch.float16, torch.bfloat16)) else dtype
+        # Attention in half precision takes PyTorch several times as long as in float32 on a CPU.
+        self.kept = torch.float32 if model.config.reorder_and_upcast_attn and dtype.itemsize < 4 else self.stream
+        self.dtype = dtype
+
+        def make(weight: Tensor, bias: Tensor | None, act: str = "") -> _Product:
+            if int8:
+                return _Int8(weight, bias, act)
+            return (_Packed if packed else _Dense)(weight, bias, dtype, act)
+
+        with torch.no_grad():
+            self.norm, head = _norm_and_weight(body.ln_f, model.lm_head.weight.t(), self.stream, int8)
+            self.head = make(head, None)
+            self.layers = nn.ModuleList(_Layer(block, make, self.stream, int8) for block in body.h)
+            table, scales = _rounded(body.wte.weight.float()) if int8 else (body.wte.weight, None)
+            self.wte = _constant(table, dtype)
+            self.scales = None if scales is None else _constant(scales, torch.float32)
+            self.wpe = _constant(body.wpe.weight, self.stream)
+        self.blocks: tuple[Any, ...] = tuple(self.layers)
+        self.heads = max(layer.heads for layer in self.blocks)
+        for layer in self.blocks:
+            layer.is_pruned = layer.heads < self.heads
+
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Ids (N,) and their positions -> (N, C)."""
+        x = F.embedding(ids, self.wte)
+        if self.scales is not None:
+            x = x * F.embedding(ids, self.scales)
+        return x.to(self.stream) + F.embedding(positions, self.wpe)
+
+    def hidden(self, x: Tensor, cache: _Cache, rows: int, mask: Tensor | None, causal: bool, every: bool) -> Tensor:
+        """The stream (N, C) after all blocks, normed; of the last column (R, C) alone without ``every``."""
+        writes, reads = cache.views()
+        last = len(self.blocks) - 1
+        for i, layer in enumerate(self.blocks):
+            short = i == last and not every and x.size(0) > rows
+            x = self._block(x, layer, writes[2 * i : 2 * i + 2], reads[2 * i : 2 * i + 2], rows, mask, causal, short)
+        return F.layer_norm(x, *self.norm)
+
+    def forward(self, ids: Tensor, positions: Tensor, place: Tensor, mask: Tensor, kept: Sequence[Tensor]) -> Tensor:
+        """One token for each row (R,) -> logits (R, V), all shapes the same at every step.
+
+        ``place`` (1,) is the column it goes to, ``mask`` (1 or R, 1, 1, S) is added to the scores of all columns that
+        ``kept``, 2L of (R, H, S, D), has room for.
+        """
+        x = self.embed(ids, positions)
+        for i, layer in enumerate(self.blocks):
+            x = self._block(x, layer, place, kept[2 * i : 2 * i + 2], ids.size(0), mask, False, False)
+        out: Tensor = self.head(F.layer_norm(x, *self.norm))
+        return out
+
+    def _block(
+        self,
+        x: Tensor,  # (N, C)
+        layer: _Layer,
+        write: Tensor | Sequence[Tensor],  # the new columns of keys and of values (R, H, T, D), or which they are (T,)
+        read: Sequence[Tensor],  # (R, H, S, D)
+        rows: int,
+        mask: Tensor | None,  # (1 or R, 1, T, S)
+        causal: bool,
+        short: bool,
+    ) -> Tensor:
+        """One block; with ``short`` only the last column goes on, after its keys and values were taken of all."""
+        H, T, C = layer.heads, x.size(0) // rows, x.size(1)
+        new = layer.c_attn(F.layer_norm(x, *layer.ln_1))
+        if T == 1:
+            q, k, v = new.view(rows, 3, H, 1, -1).unbind(1)
+        else:
+            q, k, v = new.view(rows, T, 3, H, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        if layer.is_pruned:
+            read = [part[:, :H] for part in read]
+            write = write if isinstance(write, Tensor) else [part[:, :H] for part in write]
+        if isinstance(write, Tensor):
+            read[0].index_copy_(2, write, k.to(self.kept))
+            read[1].index_copy_(2, write, v.to(self.kept))
+        else:
+            write[0].copy_(k)
+            write[1].copy_(v)
+        if short:
+            q, causal = q[:, :, -1:], False
+            mask = None if mask is None else mask[:, :, -1:]
+            x = x.view(rows, T, C)[:, -1]
+        y = F.scaled_dot_product_attention(
+            q.to(self.kept), read[0], read[1], attn_mask=mask, is_causal=causal, scale=layer.scale
+        )
+        x = layer.c_proj.added(y.transpose(1, 2).reshape(x.size(0), -1), x)
+        return layer.mlp_proj.added(layer.c_fc(F.layer_norm(x, *layer.ln_2)), x)
+
+
 class PreparedModel(GenerationMixin):
     """A snapshot of a language model that only writes text: `generate` and `stream`, as the model's own.
 
-    config, device, dtype: of the model; dtype is torch.int8 where the weights have eight bits.
+    config, device: of the model. dtype: of the weights, torch.int8 where they have eight bits.
     """
 
     def __init__(self, model: Any, dtype: torch.dtype, compile: bool = False) -> None:
-        body = model.transformer
         self.config: GPT2Config = model.config
-        self.device: torch.device = body.wte.weight.device
+        self.device: torch.device = model.device
         self.dtype = dtype
-        self.compile = compile
-        on_cpu, int8 = self.device.type == "cpu", dtype is torch.int8
-        # Half of a float's digits are enough for weights; what is summed up over the layers has them all on a CPU.
-        self._stream = torch.float32 if int8 or (on_cpu and dtype in (torch.float16, torch.bfloat16)) else dtype
-        # Attention in half precision takes PyTorch several times as long as in float32 on a CPU.
-        self._kept = torch.float32 if body.config.reorder_and_upcast_attn and dtype.itemsize < 4 else self._stream
-        make = self._maker()
-        with torch.no_grad():
-            self._norm, head = _norm_and_weight(body.ln_f, model.lm_head.weight.t(), self._stream, int8)
-            self._head = make(head, None)
-            self._layers = [_Layer(block, make, self._stream, int8) for block in body.h]
-            table = body.wte.weight.detach()
-            self._table, self._scales = _rounded(table.float()) if int8 else (table.to(dtype, copy=True), None)
-            self._positions = body.wpe.weight.detach().to(self._stream, copy=True)
-        self._heads = max(layer.heads for layer in self._layers)
-
-    def _maker(self) -> Callable[..., _Product]:
-        if self.dtype is torch.int8:
-            return _Int8
-        kind = _Packed if _Packed.serves(self.device, self.dtype) else _Dense
-        return lambda weight, bias, act="": kind(weight, bias, self.dtype, act)
+        self._body = _Body(model, dtype, packed=not compile and _Packed.serves(self.device, dtype)).eval()
+        self._steps = _Steps(self._body, self.device) if compile else None
 
     def prepare_for_generation(self, dtype: str | torch.dtype | None = None, compile: bool = False) -> NoReturn:
         """What was prepared once cannot be prepared again: its weights are laid out for one number format.
@@ -299,56 +415,94 @@ class PreparedModel(GenerationMixin):
     def _engine(self, *arguments: Any, **options: Any) -> Engine:
         return PreparedEngine(self, *arguments, **options)
 
-    def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Ids (N,) and their positions -> (N, C)."""
-        x = F.embedding(ids, self._table)
-        if self._scales is not None:
-            x = x * F.embedding(ids, self._scales)
-        return x.to(self._stream) + F.embedding(positions, self._positions)
 
-    def _hidden(self, x: Tensor, cache: _Cache, rows: int, mask: Tensor | None, causal: bool, every: bool) -> Tensor:
-        """The stream (N, C) after all blocks, normed; of the last column (R, C) alone without ``every``.
+# -- one token a row, compiled -----------------------------------------------------------------------------------
 
-        The cache has room for the new columns already.
-        """
-        writes, reads = cache.views()
-        last = len(self._layers) - 1
-        for i, layer in enumerate(self._layers):
-            short = i == last and not every and x.size(0) > rows
-            x = self._block(x, layer, writes[2 * i : 2 * i + 2], reads[2 * i : 2 * i + 2], rows, mask, causal, short)
-        return F.layer_norm(x, *self._norm)
 
-    def _block(
-        self,
-        x: Tensor,  # (N, C)
-        layer: _Layer,
-        write: Sequence[Tensor],  # of keys and values, (R, H, T, D)
-        read: Sequence[Tensor],  # (R, H, S, D)
-        rows: int,
-        mask: Tensor | None,  # (1 or R, 1, T, S)
-        causal: bool,
-        short: bool,
-    ) -> Tensor:
-        """One block; with ``short`` only the last column goes on, after its keys and values were taken of all."""
-        H, T, C = layer.heads, x.size(0) // rows, x.size(1)
-        new = layer.c_attn(F.layer_norm(x, *layer.ln_1))
-        if T == 1:
-            q, k, v = new.view(rows, 3, H, 1, -1).unbind(1)
-        else:
-            q, k, v = new.view(rows, T, 3, H, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        if H < self._heads:
-            write, read = [part[:, :H] for part in write], [part[:, :H] for part in read]
-        write[0].copy_(k)
-        write[1].copy_(v)
-        if short:
-            q, causal = q[:, :, -1:], False
-            mask = None if mask is None else mask[:, :, -1:]
-            x = x.view(rows, T, C)[:, -1]
-        y = F.scaled_dot_product_attention(
-            q.to(self._kept), read[0], read[1], attn_mask=mask, is_causal=causal, scale=layer.scale
+class _Steps:
+    """The compiled form of the step that reads one token a row: of any shape on a CPU, one graph a shape on a GPU."""
+
+    def __init__(self, body: _Body, device: torch.device) -> None:
+        self.body, self.device = body, device
+        self.free: dict[tuple[int, ...], list[_Graph]] = {}
+        self.compiled: Callable[..., Tensor] | None = None
+        if device.type == "cpu":
+            _check_compiler(body.dtype)
+            # Weights are constants here, which the compiler may lay out as it likes.
+            self.compiled = torch.compile(body, options={"freezing": True})
+
+    def graph(self, shape: tuple[int, ...]) -> _Graph:
+        """A recorded step for a cache of this shape, which nobody else uses meanwhile."""
+        free = self.free.setdefault(shape, [])
+        return free.pop() if free else _Graph(self.body, shape, self.device)
+
+    def give_back(self, graph: _Graph) -> None:
+        """It may be used again. One of each shape is kept."""
+        free = self.free.setdefault(tuple(graph.buffer.shape), [])
+        if not free:
+            free.append(graph)
+
+
+class _Graph:
+    """One step recorded as a CUDA graph: it reads and writes memory of its own, the same at every replay."""
+
+    def __init__(self, body: _Body, shape: tuple[int, ...], device: torch.device) -> None:
+        rows, width = shape[1], shape[3]
+        self.buffer = torch.zeros(shape, dtype=body.kept, device=device)
+        self.ids = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.positions = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.place = torch.zeros(1, dtype=torch.int64, device=device)
+        self.mask = torch.zeros(rows, 1, 1, width, dtype=body.kept, device=device)
+        self.logits = torch.zeros(0)
+        self._inputs = (self.ids, self.positions, self.place, self.mask, self.buffer.unbind(0))
+        self._replay = self._record(body)
+
+    def _record(self, body: _Body) -> Callable[[], None]:
+        if self.buffer.device.type != "cuda":
+
+            def run() -> None:
+                self.logits = body(*self._inputs)
+
+            return run
+        aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(2):  # libraries take their memory before anything is recorded
+                body(*self._inputs)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.logits = body(*self._inputs)
+        return graph.replay
+
+    def __call__(self, ids: Tensor, positions: Tensor, place: Tensor, mask: Tensor) -> Tensor:
+        """As `_Body.forward`; the logits are good until the next call."""
+        for kept, given in zip(self._inputs[:4], (ids, positions, place, mask), strict=True):
+            kept.copy_(given)
+        self._replay()
+        return self.logits
+
+
+def _check_compiler(dtype: torch.dtype) -> None:
+    """Compiling for a CPU takes a C++ compiler, and products that it can look into.
+
+    Raises: GenerationError.
+    """
+    if dtype is torch.int8:
+        raise GenerationError(
+            "compile=True has nothing to compile in int8, whose products are kernels of PyTorch's own; expected "
+            "float32, bfloat16 or float16, or leave compile out: int8 is the faster of the two"
         )
-        x = layer.c_proj.added(y.transpose(1, 2).reshape(x.size(0), -1), x)
-        return layer.mlp_proj.added(layer.c_fc(F.layer_norm(x, *layer.ln_2)), x)
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        get_cpp_compiler()
+    except Exception as cause:  # what it raises differs from version to version
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        raise GenerationError(
+            f"compile=True needs a C++ compiler that torch.compile can use, and there is none here ({reason}); install "
+            "g++ or clang, or leave compile out: the prepared model needs no compiler"
+        ) from cause
 
 
 # -- what a model has read ---------------------------------------------------------------------------------------
@@ -362,8 +516,8 @@ class _Cache:
         self.rows = rows
         self.start = self.stop = 0  # the columns written last
         capacity = -(-capacity // _COLUMNS) * _COLUMNS
-        shape = (2 * config.n_layer, rows, model._heads, capacity, config.head_dim)
-        self.buffer = torch.empty(shape, dtype=model._kept, device=model.device)
+        shape = (2 * config.n_layer, rows, model._body.heads, capacity, config.head_dim)
+        self.buffer = torch.empty(shape, dtype=model._body.kept, device=model.device)
 
     def extend(self, new: int) -> None:
         """Room for ``new`` columns more, which come next."""
@@ -407,6 +561,8 @@ class PreparedEngine(ModelEngine):
     """Rows of text that a prepared model has read."""
 
     past: Any
+    _graph: _Graph | None = None  # where a GPU runs recorded steps: this engine's own as long as it lives
+    _release: Callable[[], Any] = staticmethod(lambda: None)
 
     def _modules_of(self, model: Any) -> list[Any]:
         return []  # no modules: there is no mode to change
@@ -419,30 +575,59 @@ class PreparedEngine(ModelEngine):
         return max(new, min(new + more, self.config.n_positions))
 
     def _run(self, ids: Ids, mask: Real | None, positions: Ids | None, every: bool) -> None:
-        (R, T), model = ids.shape, self.model
+        (R, T), body = ids.shape, self.model._body
         with torch.inference_mode():
-            cache = self.past if self.past is not None else _Cache(model, R, self._capacity(T))
-            start = cache.stop
+            cache = self.past if self.past is not None else _Cache(self.model, R, self._capacity(T))
             cache.extend(T)
             self.past = cache
             if positions is None:
-                where = torch.arange(start, start + T, device=self.device).expand(R, T).reshape(-1)
+                where = torch.arange(cache.start, cache.stop, device=self.device).expand(R, T).reshape(-1)
             else:
                 where = self._put(positions).view(-1)
-            x = model._embed(self._put(ids).view(-1), where)
+            tokens = self._put(ids).view(-1)
+            if T == 1 and self.model._steps is not None and not self.keep_hidden:
+                self.logits = self._step(tokens, where, mask, cache).unsqueeze(1)
+                return
             seen = None
-            if mask is not None or (start and T > 1):
-                seen = visible(T, start + T, None if mask is None else self._put(mask), self.device)
-                # A sum serves every layer as it is; truth would be turned into one in each.
-                seen = torch.zeros(seen.shape, dtype=model._kept, device=self.device).masked_fill_(~seen, -torch.inf)
+            if mask is not None or (cache.start and T > 1):
+                real = None if mask is None else self._put(mask)
+                seen = self._sum_of(visible(T, cache.stop, real, self.device))
             wide = every or self.keep_hidden
-            hidden = model._hidden(x, cache, R, seen, seen is None and T > 1, wide).view(R, -1, self.config.n_embd)
+            hidden = body.hidden(body.embed(tokens, where), cache, R, seen, seen is None and T > 1, wide)
+            hidden = hidden.view(R, -1, self.config.n_embd)
             if self.keep_hidden:
                 new = F.normalize(hidden.to(torch.float64), dim=-1)
                 self.hidden = new if self.hidden is None else torch.cat((self.hidden, new), dim=1)
             if not every:
                 hidden = hidden[:, -1:]
-            self.logits = model._head(hidden.reshape(-1, hidden.size(2))).view(R, -1, self.config.vocab_size)
+            self.logits = body.head(hidden.reshape(-1, hidden.size(2))).view(R, -1, self.config.vocab_size)
+
+    def _sum_of(self, seen: Tensor) -> Tensor:
+        """What is added to the scores; a sum serves every layer as it is, truth would be turned into one in each."""
+        kept = self.model._body.kept
+        return torch.zeros(seen.shape, dtype=kept, device=self.device).masked_fill_(~seen, -torch.inf)
+
+    def _step(self, ids: Tensor, positions: Tensor, mask: Real | None, cache: _Cache) -> Tensor:
+        """The compiled step over all columns that the cache has room for; those that are not written are masked."""
+        R, width = len(ids), cache.buffer.size(3)
+        real = np.zeros((1 if mask is None else R, 1, 1, width), np.bool_)
+        real[..., : cache.stop] = True if mask is None else mask[:, None, None]
+        seen, place = self._sum_of(self._put(real)), torch.tensor([cache.start], device=self.device)
+        steps = self.model._steps
+        if steps.compiled is not None:
+            out: Tensor = steps.compiled(ids, positions, place, seen, cache.buffer[:, :R].unbind(0))
+            return out
+        used = cache.buffer[:, :R]
+        release = None
+        if self._graph is None or self._graph.buffer.shape != used.shape:
+            release, self._graph = self._release, steps.graph(tuple(used.shape))
+            self._release = weakref.finalize(self, steps.give_back, self._graph)
+        if used.data_ptr() != self._graph.buffer.data_ptr():
+            self._graph.buffer.copy_(used)
+            cache.buffer = self._graph.buffer
+        if release is not None:
+            release()  # only now: the columns read so far were still there
+        return self._graph(ids, positions, place, seen)
 
     def _read_past(self, past: Any) -> tuple[Any, int, int]:
         read, rows, length = super()._read_past(past)
