@@ -70,8 +70,8 @@ def pick(tensors: Tensors, logits: Any, turns: Sequence[Turn]) -> list[Pick]:
     if not np.isfinite(top.totals).all():
         raise GenerationError("the model's logits are not numbers (nan or infinity); check its weights")
     tokens, values = _from_the_highest(top, turns, temperatures)
-    for row in np.flatnonzero(tokens < 0):
-        tokens[row], values[row] = _from_all(tensors.row(logits, int(row)), turns[row])
+    for row in np.flatnonzero(tokens < 0).tolist():
+        tokens[row], values[row] = _from_all(tensors.row(logits, row), turns[row])
     log_probs = np.minimum(values - top.totals, 0.0).tolist()
     shown = max(turn.choices for turn in turns)
     ids = top.ids[:, :shown].tolist()
@@ -91,15 +91,16 @@ def _wanted(rules: Rules) -> int:
 def _from_the_highest(top: Top, turns: Sequence[Turn], temperatures: Numbers) -> tuple[Ids, Numbers]:
     """The tokens (R,) and their logits, drawn from the highest logits alone; -1 where these do not tell."""
     rows = np.arange(len(turns))
-    scores = top.values / temperatures[:, None]
+    scores: Numbers = top.values / temperatures[:, None]
     order = np.lexsort((top.ids, -scores), axis=-1)  # of equal logits the lower id first
-    ids, scores, values = (np.take_along_axis(each, order, axis=1) for each in (top.ids, scores, top.values))
+    ids, values = np.take_along_axis(top.ids, order, axis=1), np.take_along_axis(top.values, order, axis=1)
+    scores = np.take_along_axis(scores, order, axis=1)
     place = np.arange(scores.shape[1])
     # How many the rules let through at most, and what part of all they have to reach.
     limits = np.array([max(1, _wanted(turn.rules)) for turn in turns])
     needed = np.array([turn.rules.top_p for turn in turns])
     weights = np.where(place < limits[:, None], np.exp(scores - scores[:, :1]), 0.0)
-    all_weights = weights.sum(axis=1)
+    all_weights: Numbers = weights.sum(axis=1)
     of_all = np.array([not (turn.rules.top_k or turn.rules.is_greedy) for turn in turns])
     if top.heated is not None:
         all_weights = np.where(of_all, np.exp(top.heated - scores[:, 0]), all_weights)
@@ -108,7 +109,8 @@ def _from_the_highest(top: Top, turns: Sequence[Turn], temperatures: Numbers) ->
     kept = np.where(reached, reaching.argmax(axis=1) + 1, limits)
     weights = np.where(place < kept[:, None], weights, 0.0)
     by_id = np.argsort(ids, axis=1)
-    ids, weights, values = (np.take_along_axis(each, by_id, axis=1) for each in (ids, weights, values))
+    ids, values = np.take_along_axis(ids, by_id, axis=1), np.take_along_axis(values, by_id, axis=1)
+    weights = np.take_along_axis(weights, by_id, axis=1)
     sums = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)
     uniforms = np.array([turn.uniform for turn in turns])
     found = (sums <= (uniforms * sums[:, -1])[:, None]).sum(axis=1)  # as `sampling.draw`

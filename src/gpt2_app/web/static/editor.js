@@ -162,6 +162,8 @@ export class Editor extends EventTarget {
     }
     out.append("\u200b"); // so that a line feed at the end has its line
     this.mirror.replaceChildren(out);
+    const edge = this.mirror.querySelector(".edge");
+    edge?.classList.toggle("late", edge.offsetLeft > this.mirror.clientWidth / 2);
   }
 
   #piece(start, end, mark) {

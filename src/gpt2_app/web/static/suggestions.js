@@ -202,7 +202,8 @@ export class Suggestions extends EventTarget {
 function shownInList(tokens) {
   const last = tokens.findLastIndex((token) => token.text.trim());
   return tokens.slice(0, last + 1).map((token, i) => {
-    const text = (i ? token.text : token.text.trimStart()).replace(/\n+/g, i === last ? "" : " ↵ ");
+    const sign = i === last || /\n$/.test(tokens[i - 1]?.text ?? "") ? "" : " ↵ ";
+    const text = (i ? token.text : token.text.trimStart()).replace(/\n+/g, sign);
     const span = element("span", { className: "token" }, text);
     span.mark = token;
     return span;
@@ -239,7 +240,7 @@ export class Counter {
 
   #show({ tokens, window, start }) {
     const figure = tokens.toLocaleString("en"), size = window.toLocaleString("en");
-    $("tokens").textContent = start ? `${figure} tokens, the last of ${size} read` : `${figure} of ${size} tokens`;
+    $("tokens").textContent = start ? `${figure} tokens, ${size} fit` : `${figure} of ${size} tokens`;
     const meter = $("window");
     meter.setAttribute("aria-valuemax", window);
     meter.setAttribute("aria-valuenow", Math.min(tokens, window));
