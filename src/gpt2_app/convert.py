@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gpt2_core.config import GPT2Config
     from gpt2_core.conversion import Plan, Progress, Report, Source
 
-FORMATS = "safetensors, bin, h5, keras, openai, kerashub, nanogpt, llmc, gguf, flax, npz"
+FORMATS = "safetensors, bin, h5, keras, openai, kerashub, nanogpt, llmc, gguf, flax, npz, ctranslate2"
 
 
 def command(
