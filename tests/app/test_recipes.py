@@ -66,6 +66,6 @@ def test_a_recipe_runs_as_it_stands_on_the_page(
     with open_checkpoint(target) as opened:
         assert opened.format == arguments[arguments.index("--to") + 1] and len(opened) > 20
         file = target / "config.json" if target.is_dir() else None
-    if file is not None and opened.format != "kerashub":
+    if file is not None and opened.format not in ("kerashub", "ctranslate2"):  # whose config.json is their own
         assert GPT2Config.from_json_file(file).n_layer >= 1
     assert source.exists()
