@@ -35,6 +35,8 @@ try:
 except ImportError:  # Windows has no flock: orphans of a kill then stay until someone removes them
     fcntl = None
 
+#: Bytes of a configuration, or of a tokenizer's largest file: GPT-2's have a thousand, and two million.
+MOST_SMALL = 1 << 28
 STAGING = ".saving"
 JOURNAL = ".saving.json"
 _LOCK_PATIENCE = 10.0  # seconds; what happens under the lock is renames only
@@ -70,18 +72,23 @@ def existing(name_or_path: object) -> Path | None:
 def read_small_file(path: Path, error: type[Gpt2Error]) -> bytes:
     """All of one file.
 
-    Raises: FileNotFoundError; `error` for a folder or a pipe, a file that may not be read, and a git-LFS pointer.
+    Raises: FileNotFoundError; `error` for a folder or a pipe, a file that may not be read or is beyond all reason, and
+    a git-LFS pointer.
     """
     kind = content = None
+    size = 0
     try:
-        kind = path.stat().st_mode
-        if stat.S_ISREG(kind):  # a pipe would wait for its writer
+        there = path.stat()
+        kind, size = there.st_mode, there.st_size
+        if stat.S_ISREG(kind) and size <= MOST_SMALL:  # a pipe would wait for its writer
             content = path.read_bytes()
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as cause:
         reason = getattr(cause, "strerror", None) or cause
         raise error(f"{path} cannot be read: {reason}; check its name and its permissions") from cause
+    if size > MOST_SMALL:
+        raise error(f"{path} has {size:,} bytes, expected at most {MOST_SMALL:,}; put the file of this name there")
     if content is None:
         what = "a folder" if stat.S_ISDIR(kind) else "not a regular file"
         raise error(f"{path} is {what}, expected a file; move it away, and put the file of this name there")

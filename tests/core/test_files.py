@@ -21,6 +21,7 @@ import pytest
 from gpt2_core.errors import CheckpointError, ConfigError, Gpt2Error, UnsafeCheckpointError
 from gpt2_core.files import (
     JOURNAL,
+    MOST_SMALL,
     STAGING,
     WriteError,
     atomic_folder,
@@ -465,6 +466,13 @@ def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(tmp_path: Path) -> N
 
 # What `git clone` leaves without git-lfs, by the specification of version 1.
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548105171\n"
+
+
+def test_a_file_beyond_all_reason_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(MOST_SMALL + 1)  # of holes: it takes no room on the disk
+    with pytest.raises(ConfigError, match=r"config\.json has 268,435,457 bytes, expected at most 268,435,456"):
+        read_small_file(tmp_path / "config.json", ConfigError)
 
 
 def test_a_pointer_of_git_lfs_is_told_from_the_file_it_stands_for(tmp_path: Path) -> None:
