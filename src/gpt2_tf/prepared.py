@@ -103,6 +103,7 @@ class _Layer:
     def __init__(self, block: Any, dtype: tf.DType, stream: tf.DType) -> None:
         attn, mlp = block.attn, block.mlp
         self.heads: int = attn.n_head
+        self.head_dim: int = attn.head_dim
         self.scale: float = attn.scale
         self.act: Callable[[Tensor], Tensor] = mlp.act
         self.ln_1, self.ln_2 = _Norm(block.ln_1, stream), _Norm(block.ln_2, stream)
@@ -112,7 +113,7 @@ class _Layer:
     def qkv(self, x: Tensor) -> Tensor:
         """(R, C) -> (R, 3, H, D)."""
         packed = self.c_attn(self.ln_1(x))
-        return tf.reshape(packed, (-1, 3, self.heads, packed.shape[-1] // (3 * self.heads)))
+        return tf.reshape(packed, (-1, 3, self.heads, self.head_dim))
 
     def after(self, x: Tensor, y: Tensor) -> Tensor:
         """The stream (R, C), with what attention found (R, H * D) and the feed-forward layer added."""
@@ -220,7 +221,7 @@ class PreparedModel(GenerationMixin):
         x = tf.reshape(self._embed(ids, where), (R * T, self.config.n_embd))
         kept: list[_Pair] = []
         for layer in self._layers:
-            packed = tf.reshape(layer.qkv(x), (R, T, 3, layer.heads, self.config.head_dim))
+            packed = tf.reshape(layer.qkv(x), (R, T, 3, layer.heads, layer.head_dim))
             q, k, v = tf.unstack(tf.transpose(packed, (2, 0, 3, 1, 4)), num=3)  # (R, H, T, D)
             if past is not None:
                 k, v = (tf.concat(both, axis=2) for both in zip(past[len(kept)], (k, v), strict=True))
@@ -228,7 +229,7 @@ class PreparedModel(GenerationMixin):
             if layer is self._layers[-1] and not wide:  # only the last column goes on
                 x, q, seen, pieces, T = tf.reshape(x, (R, T, -1))[:, -1], q[:, :, -1:], seen[:, :, -1:], 1, 1
             y = self._attended(q * layer.scale, k, v, seen, start, pieces)
-            x = layer.after(x, tf.reshape(tf.transpose(y, (0, 2, 1, 3)), (R * T, layer.heads * self.config.head_dim)))
+            x = layer.after(x, tf.reshape(tf.transpose(y, (0, 2, 1, 3)), (R * T, layer.heads * layer.head_dim)))
         x = tf.reshape(self._norm(x), (R, T, self.config.n_embd))
         last = x if every else x[:, -1:]
         flat = tf.matmul(tf.cast(tf.reshape(last, (-1, self.config.n_embd)), self.dtype), self._head, transpose_b=True)
@@ -260,7 +261,10 @@ class PreparedModel(GenerationMixin):
         latest: Sequence[_Pair],  # (P, H, N, D)
         turned: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, list[_Pair]]:
-        """Logits (P, V), the highest of each row and where it stands (P,), and the latest columns with one more."""
+        """Logits (P, V), the highest of each row and where it stands (P,), and the latest columns with one more.
+
+        The highest is infinite where any is no number.
+        """
         P, W = tokens.shape[0], cache[0][0].shape[2]
         at = tf.range(seen.shape[1]) - W
         seen = (seen | ((at >= since) & (at <= column)))[:, None]  # (P, 1, W + N)
@@ -281,7 +285,9 @@ class PreparedModel(GenerationMixin):
         x = tf.cast(self._norm(x), self.dtype)
         logits = tf.matmul(x, self._head, transpose_b=True) if turned is None else tf.matmul(x, turned)
         logits = tf.cast(logits, self._stream)
-        return logits, tf.reduce_max(logits, axis=-1), tf.argmax(logits, axis=-1), kept
+        # XLA's maximum passes over nan.
+        highest = tf.reduce_max(tf.where(tf.math.is_nan(logits), tf.cast(np.inf, logits.dtype), logits), axis=-1)
+        return logits, highest, tf.argmax(logits, axis=-1), kept
 
     def _head_for(self, rows: int) -> Tensor | None:
         """The head turned for products with several rows: measured, they take 0.6 times as long; one row as long."""
@@ -337,6 +343,7 @@ class PreparedModel(GenerationMixin):
             texts = None if history is None else tf.concat((history, ids[:, :i]), axis=1)
             number = None if uniforms is None else tf.gather(uniforms, i, axis=1)
             token = rules.choose(logits, best, texts, number, made + tf.cast(i, tf.int64), limits)
+            token = tf.ensure_shape(token, (P,))
             ids = tf.where(places == i, token[:, None], ids)
             read = tf.maximum(token, 0)
             if rules.log_probs:
@@ -429,7 +436,7 @@ def _width(columns: int) -> int:
 def _rows(rows: int) -> int:
     """The rows of a cache for so many: powers of two, and half as many again."""
     power = 1 << max(rows - 1, 0).bit_length()
-    return power if power < 4 or rows > power // 4 * 3 else power // 4 * 3
+    return power if rows < 3 or rows > power // 4 * 3 else power // 4 * 3
 
 
 class PreparedEngine(ModelEngine):
@@ -581,7 +588,7 @@ class PreparedEngine(ModelEngine):
         if self._best is None or uniforms is not None or not self.is_plain:
             return super().choose(moments, uniforms)
         R = len(moments[0].made)
-        highest, out = (part.numpy()[:R] for part in self._best)  # nan where any is
+        highest, out = (part.numpy()[:R] for part in self._best)
         if not np.isfinite(highest).all():
             out = np.where(np.isneginf(highest), ALL_BANNED, np.where(np.isfinite(highest), out, NOT_NUMBERS))
         chosen: Ids = out[:, None]
