@@ -254,11 +254,11 @@ class GPT2Config:
 
         Raises: ConfigError, where the file is missing, may not be read, is not JSON, or holds impossible values.
         """
-        from gpt2_core.files import read_small_file
+        from gpt2_core.files import MOST_CONFIG, read_small_file
 
         path = Path(path)
         try:
-            data = json.loads(read_small_file(path, ConfigError).decode("utf-8"))
+            data = json.loads(read_small_file(path, ConfigError, MOST_CONFIG).decode("utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"{path} does not exist; expected a config.json beside the weights") from None
         except (ValueError, RecursionError) as error:  # ValueError: also for a number of thousands of digits

@@ -35,8 +35,8 @@ try:
 except ImportError:  # Windows has no flock: orphans of a kill then stay until someone removes them
     fcntl = None
 
-#: Bytes of a configuration, or of a tokenizer's largest file: GPT-2's have a thousand, and two million.
-MOST_SMALL = 1 << 28
+#: Bytes of a tokenizer's largest file, and of a configuration: GPT-2's have two million, and a thousand.
+MOST_SMALL, MOST_CONFIG = 1 << 28, 1 << 24
 STAGING = ".saving"
 JOURNAL = ".saving.json"
 _LOCK_PATIENCE = 10.0  # seconds; what happens under the lock is renames only
@@ -69,26 +69,26 @@ def existing(name_or_path: object) -> Path | None:
     return None
 
 
-def read_small_file(path: Path, error: type[Gpt2Error]) -> bytes:
-    """All of one file.
+def read_small_file(path: Path, error: type[Gpt2Error], most: int | None = None) -> bytes:
+    """All of one file of at most `most` bytes, by default `MOST_SMALL`.
 
     Raises: FileNotFoundError; `error` for a folder or a pipe, a file that may not be read or is beyond all reason, and
     a git-LFS pointer.
     """
     kind = content = None
-    size = 0
+    size, most = 0, MOST_SMALL if most is None else most
     try:
         there = path.stat()
         kind, size = there.st_mode, there.st_size
-        if stat.S_ISREG(kind) and size <= MOST_SMALL:  # a pipe would wait for its writer
+        if stat.S_ISREG(kind) and size <= most:  # a pipe would wait for its writer
             content = path.read_bytes()
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as cause:
         reason = getattr(cause, "strerror", None) or cause
         raise error(f"{path} cannot be read: {reason}; check its name and its permissions") from cause
-    if size > MOST_SMALL:
-        raise error(f"{path} has {size:,} bytes, expected at most {MOST_SMALL:,}; put the file of this name there")
+    if size > most:
+        raise error(f"{path} has {size:,} bytes, expected at most {most:,}; put the file of this name there")
     if content is None:
         what = "a folder" if stat.S_ISDIR(kind) else "not a regular file"
         raise error(f"{path} is {what}, expected a file; move it away, and put the file of this name there")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpt2_core.config import GPT2Config
 from gpt2_core.errors import CheckpointError, ConfigError, Gpt2Error, UnsafeCheckpointError
 from gpt2_core.files import (
     JOURNAL,
@@ -473,6 +474,8 @@ def test_a_file_beyond_all_reason_is_not_read(tmp_path: Path) -> None:
         file.truncate(MOST_SMALL + 1)  # of holes: it takes no room on the disk
     with pytest.raises(ConfigError, match=r"config\.json has 268,435,457 bytes, expected at most 268,435,456"):
         read_small_file(tmp_path / "config.json", ConfigError)
+    with pytest.raises(ConfigError, match=r"expected at most 16,777,216"):
+        GPT2Config.from_json_file(tmp_path / "config.json")
 
 
 def test_a_pointer_of_git_lfs_is_told_from_the_file_it_stands_for(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ from gpt2_core.checkpoints.tensors import (
 from gpt2_core.checkpoints.tokenizers import HUB_FILES, gpt2_parts, hub_files
 from gpt2_core.config import GPT2Config
 from gpt2_core.errors import CannotHoldError, CheckpointError, CheckpointFormatError, TokenizerError
-from gpt2_core.files import atomic_folder, atomic_write, file_inside, read_small_file
+from gpt2_core.files import MOST_CONFIG, MOST_SMALL, atomic_folder, atomic_write, file_inside, read_small_file
 from gpt2_core.parameters import Head
 from gpt2_core.tokenizer_files import TokenizerParts
 from gpt2_core.vocabulary import ENDOFTEXT
@@ -143,7 +143,7 @@ _LATER = "decoder/embeddings/multiply_by_sqrt_depth"  # of former files, not wri
 _KIND, _REVISION, _VERSION = "TransformerDecoderSpec", 8, 6
 _VERSIONS = (4, 5, 6)
 _MOST_BYTES = 2**32 - 1
-_MOST_NAME, _MOST_VARIABLES, _MOST_TEXT = 1000, 1_000_000, 1 << 28
+_MOST_NAME, _MOST_VARIABLES = 1000, 1_000_000
 
 
 def find(path: Path) -> Path | None:
@@ -428,9 +428,8 @@ def _json_of(path: Path, kind: type[Any]) -> Any:
     """The list or mapping in a small file beside the model. Raises: CheckpointFormatError."""
     try:
         file = file_inside(path.parent, path.name, what="the folder")
-        if file.stat().st_size > _MOST_TEXT:
-            raise CheckpointFormatError(f"{path} has more than {_MOST_TEXT} bytes")
-        value = json.loads(read_small_file(file, CheckpointFormatError))
+        most = MOST_CONFIG if kind is dict else MOST_SMALL
+        value = json.loads(read_small_file(file, CheckpointFormatError, most))
     except (OSError, ValueError, RecursionError) as cause:
         if isinstance(cause, CheckpointError):
             raise
