@@ -3,8 +3,9 @@
     python benchmarks/web.py --seconds 60 --clients 32
 
 Starts a server of its own with the embedded model. First one client asks again and again; then one client and many take
-turns, a few seconds each, so that both meet the same machine; then many for the whole time. Each asks for three
-continuations of 20 tokens. Traffic goes to 127.0.0.1 alone.
+turns, a few seconds each, so that all meet the same machine; then many for the whole time. Each asks for three
+continuations of 20 tokens, and one in the turns for a single one: no step is shared there. Traffic goes to 127.0.0.1
+alone.
 """
 
 from __future__ import annotations
@@ -75,9 +76,10 @@ def resident(pid: int) -> float:
     return 0.0
 
 
-async def ask(client: httpx.AsyncClient, tally: Tally, chance: random.Random, again: bool) -> None:
+async def ask(client: httpx.AsyncClient, tally: Tally, chance: random.Random, again: bool, samples: int) -> None:
     """One suggestion, read to its end."""
     body: dict[str, Any] = {"context": chance.choice(BEGINNINGS), "length": LENGTH, "max_time": 60}
+    body["n_samples"] = samples
     if not again:
         body["context"] = f"{chance.randrange(10**6)} {body['context']}"  # nobody has read this before
     started = time.perf_counter()
@@ -90,13 +92,15 @@ async def ask(client: httpx.AsyncClient, tally: Tally, chance: random.Random, ag
         async for line in response.aiter_lines():
             if line.startswith("event: tokens"):
                 first = first or time.perf_counter() - started
-                tokens += SAMPLES
+                tokens += samples
     tally.firsts.append(first)
     tally.wholes.append(time.perf_counter() - started)
     tally.tokens += tokens
 
 
-async def load(address: str, clients: int, seconds: float, tally: Tally, again: bool = False) -> None:
+async def load(
+    address: str, clients: int, seconds: float, tally: Tally, again: bool = False, samples: int = SAMPLES
+) -> None:
     """So many clients, each asking as soon as it was answered."""
     ends = time.perf_counter() + seconds
     chances = [random.Random(f"{clients} {number} {tally.seconds}") for number in range(clients)]
@@ -104,7 +108,7 @@ async def load(address: str, clients: int, seconds: float, tally: Tally, again: 
 
     async def one(chance: random.Random) -> None:
         while time.perf_counter() < ends:
-            await ask(client, tally, chance, again)
+            await ask(client, tally, chance, again, samples)
 
     limits = httpx.Limits(max_connections=clients)
     async with httpx.AsyncClient(base_url=address, timeout=120, limits=limits) as client:
@@ -123,6 +127,24 @@ def show(name: str, tally: Tally) -> None:
     print(f"{name:>14}  {tally.rate:.0f} tokens/s, {len(tally.wholes)} suggestions, answers {dict(tally.statuses)}")
 
 
+def take_turns(address: str, clients: int, turns: int, seconds: float) -> None:
+    """One text at a time, one request of three at a time, and many requests, in turn."""
+    contestants = {"one text": (1, 1), "one request": (1, SAMPLES), f"{clients} requests": (clients, SAMPLES)}
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(turns):
+        for name, (number, samples) in contestants.items():
+            tally = Tally()
+            asyncio.run(load(address, number, seconds, tally, samples=samples))
+            rates[name].append(tally.rate)
+    crowd = rates.pop(f"{clients} requests")
+    print(f"{clients} requests at once: median {statistics.median(crowd):.0f}, most {max(crowd):.0f} tokens/s")
+    for name, alone in rates.items():
+        ratios = [each / other for each, other in zip(crowd, alone, strict=True)]
+        shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        print(f"  {name} at a time: median {statistics.median(alone):.0f}, most {max(alone):.0f} tokens/s; "
+              f"batching by turns {shown}; median {statistics.median(ratios):.2f}")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60.0)
@@ -138,18 +160,7 @@ def main() -> None:
         asyncio.run(load(address, 1, options.seconds / 12, again, again=True))
         show("one writer", alone)
         show("asking again", again)
-        ones, many, ratios = Tally(), Tally(), []
-        for _ in range(options.turns):
-            one, all_of_them = Tally(), Tally()
-            asyncio.run(load(address, 1, options.seconds / 8, one))
-            asyncio.run(load(address, options.clients, options.seconds / 8, all_of_them))
-            ratios.append(all_of_them.rate / one.rate)
-            for total, turn in ((ones, one), (many, all_of_them)):
-                total.tokens += turn.tokens
-                total.seconds += turn.seconds
-        turns = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        print(f"batching: {many.rate:.0f} against {ones.rate:.0f} tokens/s")
-        print(f"  by turns {turns}; median {statistics.median(ratios):.2f}")
+        take_turns(address, options.clients, options.turns, options.seconds / 8)
         memory = [resident(pid)]
         crowd = Tally()
         for _ in range(4):

@@ -214,6 +214,27 @@ def test_a_long_context_is_read_in_pieces_and_others_go_on(scheduler: Scheduler,
     assert tokens_of(heard(others), 2) == generated(reference, short)
 
 
+def test_short_contexts_that_wait_together_are_read_together(folder: str, reference: ReferenceModel) -> None:
+    network, read = load_network(folder, "numpy"), []
+    forward = type(network).__call__
+
+    class Noting(type(network)):  # type: ignore[misc]
+        def __call__(self, ids: Any, *arguments: Any, **options: Any) -> Any:
+            read.append(np.asarray(ids).shape)
+            return forward(self, ids, *arguments, **options)
+
+    network.__class__ = Noting
+    scheduler = Scheduler(Model(network, "numpy"))
+    texts = ("Once upon a time", "A", "There was a")
+    requests = [ask(text, length=3, samples=2, seed=i) for i, text in enumerate(texts)]
+    queues: list[queue.Queue[Any]] = [queue.Queue() for _ in requests]
+    scheduler.submit_all([(request, events.put) for request, events in zip(requests, queues, strict=True)])
+    for request, events in zip(requests, queues, strict=True):
+        assert tokens_of(heard(events), 2) == generated(reference, request)
+    assert read == [(3, 4), (6, 1), (6, 1)]
+    scheduler.stop()
+
+
 def test_choices_are_the_likeliest_under_the_model_itself(scheduler: Scheduler, reference: ReferenceModel) -> None:
     events: queue.Queue[Any] = queue.Queue()
     request = ask("Once upon a time", choices=5, length=1)

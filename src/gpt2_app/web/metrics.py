@@ -18,7 +18,7 @@ _HELP: Mapping[str, str] = {
     "gpt2_requests_cancelled_total": "Requests whose client went away or asked for something else.",
     "gpt2_tokens_total": "Tokens written.",
     "gpt2_context_tokens_total": "Tokens of contexts.",
-    "gpt2_context_seconds": "Seconds to read one context.",
+    "gpt2_context_seconds": "Seconds to read one context, or several at once.",
     "gpt2_steps_total": "Steps, each of one token for every row.",
     "gpt2_step_seconds": "Seconds of one step.",
     "gpt2_first_token_seconds": "Seconds from a request to its first token.",

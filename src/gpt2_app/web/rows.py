@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from gpt2_app.web.tensors import Ids, Tensors
-from gpt2_core.engine import Engine
+from gpt2_core.engine import Engine, padded
 from gpt2_core.generation import engine_of
 from gpt2_core.sampling import GenerationConfig
 
 # A long context is read in pieces, so that the others go on in between.
 _PIECE = 256
+# Shorter contexts of several requests are read at once: alone, each would leave most of the machine idle.
+_SHORT = 64
 # A beginning shorter than this is read again rather than looked up.
 _SHARED = 16
 # Contexts that are kept for whoever asks again: so many, and at most so many bytes in all.
@@ -48,14 +50,29 @@ class Contexts:
             yield engine
         self._keep(context, engine)
 
-    def _begin(self, engine: Engine, context: tuple[int, ...]) -> int:
-        """Let ``engine`` begin with what was read before; how many tokens that is."""
-        found, count = None, 0
+    def is_short(self, ids: Sequence[int]) -> bool:
+        """Whether a context is to be read with others: it is short, and nothing of it was read before."""
+        return len(ids) <= _SHORT and self._known(tuple(ids))[0] is None
+
+    def read_together(self, contexts: Sequence[Sequence[int]]) -> Engine:
+        """An engine with a row for each of several short contexts; they are not remembered."""
+        engine = self.engine()
+        engine.read(*padded([np.array(ids, np.int64) for ids in contexts]))
+        return engine
+
+    def _known(self, context: tuple[int, ...]) -> tuple[tuple[int, ...] | None, int]:
+        """The context read before with which this one has most in common, and how much; None where it is too little."""
+        found, count = None, _SHARED - 1
         for kept in self._kept:
             common = min(_common(kept, context), len(context) - 1)
             if common > count:
                 found, count = kept, common
-        if found is None or count < _SHARED:
+        return found, count
+
+    def _begin(self, engine: Engine, context: tuple[int, ...]) -> int:
+        """Let ``engine`` begin with what was read before; how many tokens that is."""
+        found, count = self._known(context)
+        if found is None:
             return 0
         past = self._kept.pop(found)
         self._kept[found] = past
@@ -105,11 +122,11 @@ class LiveRows:
         assert self._engine is not None
         return self._engine.logits
 
-    def join(self, readers: Sequence[tuple[Engine, int]]) -> None:
-        """Add rows behind those that are there: of each reader so many copies of its one row."""
+    def join(self, readers: Sequence[tuple[Engine, Sequence[int]]]) -> None:
+        """Add rows behind those that are there: of each row of each reader so many copies."""
         engines = [] if self._engine is None else [self._engine]
         for engine, copies in readers:
-            engine.take(np.zeros(copies, np.int64))
+            engine.take(np.repeat(np.arange(len(copies)), copies))
             engines.append(engine)
         if len(engines) == 1:
             self._engine = engines[0]

@@ -191,7 +191,7 @@ class Scheduler:
         self._waiting: deque[Job] = deque()
         self._rows: list[_Row] = []  # as they stand in the live batch
         self._times: deque[float] = deque(maxlen=_REMEMBERED)
-        self._reading: Job | None = None
+        self._reading = False
         self._stopping = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="gpt2-scheduler", daemon=True)
@@ -261,9 +261,9 @@ class Scheduler:
                     break
             try:
                 self._admit()
-                self._step()
             except Exception as error:  # whatever a framework raises must not end the thread that all wait for
                 self._fail_all(error)
+            self._step()
         for job in [*(row.job for row in self._rows), *self._waiting]:
             job.end(Ended(CANCELLED))
 
@@ -278,32 +278,34 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Read contexts of those who wait, as many as there is room and time for, and let them join."""
-        readers: list[tuple[Engine, int]] = []
-        joining: list[_Row] = []
+        jobs: list[Job] = []
         budget = _READ_AT_ONCE
-        while budget > 0 and (job := self._next(joining)) is not None:
-            self._reading = job
-            try:
-                engine = self._read(job)
-            except Exception as error:
-                if not isinstance(error, Gpt2Error):
-                    logger.exception("reading a context failed")
-                job.end(Failed(error))
-                engine = None
-            if engine is not None:
-                readers.append((engine, job.ask.samples))
-                job.open = job.ask.samples
-                for sample in range(job.ask.samples):
-                    joining.append(_Row(job, sample, TextPieces(self._loaded.tokenizer, job.ask.stops)))
+        while budget > 0 and (job := self._next(sum(job.ask.samples for job in jobs))) is not None:
+            jobs.append(job)
             budget -= len(job.ask.ids)
-        if readers:
-            self._live.join(readers)
+        short = [job for job in jobs if self._contexts.is_short(job.ask.ids)]
+        short = short if len(short) > 1 else []
+        readers: list[tuple[Engine, list[int]]] = []
+        joining: list[_Row] = []
+        for group in ([short] if short else []) + [[job] for job in jobs if job not in short]:
+            engine = self._read_group(group)
+            if engine is not None:
+                readers.append((engine, [job.ask.samples for job in group]))
+                joining += [row for job in group for row in self._begun(job)]
         with self._changed:
             self._rows = [*self._rows, *joining]
-            self._reading = None
+            self._reading = False
+        if readers:
+            self._live.join(readers)
 
-    def _next(self, joining: Sequence[_Row]) -> Job | None:
-        """The next request for which there is room; those that nobody waits for any more are passed over."""
+    def _begun(self, job: Job) -> list[_Row]:
+        job.open = job.ask.samples
+        return [
+            _Row(job, sample, TextPieces(self._loaded.tokenizer, job.ask.stops)) for sample in range(job.ask.samples)
+        ]
+
+    def _next(self, joining: int) -> Job | None:
+        """The next request for which there is room beside ``joining`` new rows; those that ended are passed over."""
         while True:
             with self._changed:
                 if not self._waiting:
@@ -312,23 +314,41 @@ class Scheduler:
                 if job.ended or job.cancelled or time.monotonic() >= job.ask.deadline:
                     self._waiting.popleft()
                 elif self._has_room(job, joining):
+                    self._reading = True
                     return self._waiting.popleft()
                 else:
                     return None
             self._end(job)
 
-    def _has_room(self, job: Job, joining: Sequence[_Row]) -> bool:
-        rows = len(self._live) + len(joining)
+    def _has_room(self, job: Job, joining: int) -> bool:
+        rows = len(self._live) + joining
         if not rows:
             return True  # whoever is alone is served, however large
         more, limits = job.ask.samples, self._limits
         width = max(self._live.width, len(job.ask.ids)) + job.ask.length
         return rows + more <= limits.rows and (rows + more) * width * self._column_bytes <= limits.cache_bytes
 
+    def _read_group(self, jobs: list[Job]) -> Engine | None:
+        """An engine that has read the contexts of these requests; what goes wrong is told to them."""
+        started = time.monotonic()
+        try:
+            if len(jobs) > 1:
+                engine: Engine | None = self._contexts.read_together([job.ask.ids for job in jobs])
+            else:
+                engine = self._read(jobs[0])
+        except Exception as error:  # whatever a framework raises must not end the thread that all wait for
+            if not isinstance(error, Gpt2Error):
+                logger.exception("reading a context failed")
+            for job in jobs:
+                job.end(Failed(error))
+            return None
+        self._metrics.count("gpt2_context_tokens_total", sum(len(job.ask.ids) for job in jobs))
+        self._metrics.observe("gpt2_context_seconds", time.monotonic() - started)
+        return engine
+
     def _read(self, job: Job) -> Engine | None:
         """An engine that has read the request's context; None where nobody waits for it any more."""
         engine: Engine | None = None
-        started = time.monotonic()
         pieces = self._contexts.read(job.ask.ids)
         for number, engine in enumerate(pieces):  # noqa: B007 (the last one is what is wanted)
             if job.cancelled or time.monotonic() >= job.ask.deadline:
@@ -336,8 +356,6 @@ class Scheduler:
                 return None
             if number and self._rows:
                 self._step()
-        self._metrics.count("gpt2_context_tokens_total", len(job.ask.ids))
-        self._metrics.observe("gpt2_context_seconds", time.monotonic() - started)
         return engine
 
     def _end(self, job: Job) -> None:
@@ -347,7 +365,13 @@ class Scheduler:
         job.end(Ended(CANCELLED if job.cancelled else TIME))
 
     def _step(self) -> None:
-        """One token for every row."""
+        """One token for every row; what goes wrong is told to all of them."""
+        try:
+            self._advance()
+        except Exception as error:  # as in `_work`
+            self._fail_all(error)
+
+    def _advance(self) -> None:
         self._drop()
         if not self._rows:
             return
