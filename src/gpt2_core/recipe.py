@@ -172,7 +172,7 @@ class Recipe:
         parallel: what several processes share: "ddp" the batch, "fsdp" the weights too; "auto" is ddp if there are any.
 
     [ema]
-        ema_decay: a second set of weights that follows the first, by this share a step; 0 for none.
+        ema_decay: a second set of weights, which keeps this share of itself a step and follows the first; 0 for none.
 
     [lora]
         lora_rank: train two thin matrices beside each target instead of it (Hu et al. 2021); 0 for none.

@@ -444,3 +444,20 @@ def test_steps_on_the_embedded_model_are_the_same(steps, record_property):
     assert error(made[1][0], made[0][0]) <= 1e-4
     assert worst(made[1][1], made[0][1]) <= 1e-3
     assert loop.flops_per_token(config, 32) > 0
+
+
+@pytest.mark.slow
+def test_compiled_steps_are_the_same(framework, of_pytorch):
+    losses, weights, _ = ran(framework.name, recipe_of(compile=True), 6)
+    expected_losses, expected = of_pytorch(recipe_of(), 6)
+    assert error(losses, expected_losses) <= 1e-5
+    assert worst(weights, expected) <= 1e-4
+
+
+def test_dropout_of_an_adapter_is_drawn_from_the_seed(framework):
+    settings = {"lora_rank": 2, "lora_alpha": 4.0, "lora_dropout": 0.5}
+    one, other = (ran(framework.name, recipe_of(**settings), 3) for _ in range(2))
+    assert one[0] == other[0]
+    assert same_bits(one[1], other[1])
+    assert one[0] != ran(framework.name, recipe_of(**settings, seed=1), 3)[0]
+    assert one[0][1:] != ran(framework.name, recipe_of(**settings | {"lora_dropout": 0.0}), 3)[0][1:]
