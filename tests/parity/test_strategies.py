@@ -197,6 +197,17 @@ def whole_texts(out, width):
     return [row[:count] for row, count in zip(rows, out.new_tokens, strict=True)]
 
 
+def test_the_window_slides_behind_the_last_position_when_asked_and_raises_when_not(framework):
+    ours, model = models(framework, 3, n_positions=1024)
+    prompts = [random_ids(small_config(), n, seed=n).tolist() for n in (1021, 1019)]
+    for each in (ours, model):
+        assert np.asarray(each.generate(prompts[:1], max_new_tokens=3, eos_token_id=())).shape == (1, 1024)
+        with pytest.raises(GenerationError, match=r"may get 1025 tokens long.*1024 positions.*sliding_window=True"):
+            each.generate(prompts, max_new_tokens=4)
+    settings = {"max_new_tokens": 6, "sliding_window": True, "eos_token_id": (), **SAMPLED}
+    assert np.asarray(model.generate(prompts, **settings)).tolist() == ours.generate(prompts, **settings).tolist()
+
+
 # -- wrong use -----------------------------------------------------------------------------------------------
 
 
