@@ -12,6 +12,7 @@ Letters: R rows, T new columns, S all columns, N = R * T, C model width, H heads
 
 from __future__ import annotations
 
+import functools
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -168,7 +169,7 @@ class _Int8:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, act: str = "") -> None:
-        values, scales = _rounded(weight.detach().t().to(torch.float32))  # (out, in), (out, 1)
+        values, scales = _rounded(weight.detach().t().to(torch.float32).contiguous())  # (out, in), (out, 1)
         self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
         self.act = ACTIVATIONS[act] if act else None
         self.product = _int8_product(values, scales.squeeze(1))
@@ -241,7 +242,7 @@ def _fbgemm_product(values: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor
 def _onednn_product(values: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
     """oneDNN's kernel, for numbers that were rounded already."""
     kernel = torch.ops.onednn.qlinear_pointwise.default
-    packed = torch.ops.onednn.qlinear_prepack(values, None)
+    packed = torch.ops.onednn.qlinear_prepack(values.contiguous(), None)  # it takes any other order for this one
     zeros, middle = torch.zeros(len(values), dtype=torch.int64), torch.tensor(128.5)
 
     def product(x: Tensor) -> Tensor:
@@ -517,7 +518,10 @@ class _Cache:
         self.start = self.stop = 0  # the columns written last
         capacity = -(-capacity // _COLUMNS) * _COLUMNS
         shape = (2 * config.n_layer, rows, model._body.heads, capacity, config.head_dim)
-        self.buffer = torch.empty(shape, dtype=model._body.kept, device=model.device)
+        # The compiled step reads all columns; of those not yet written nothing may come but numbers.
+        make = torch.empty if model._steps is None else torch.zeros
+        self._new = functools.partial(make, dtype=model._body.kept, device=model.device)
+        self.buffer: Tensor = self._new(shape)
 
     def extend(self, new: int) -> None:
         """Room for ``new`` columns more, which come next."""
@@ -525,7 +529,7 @@ class _Cache:
         if self.stop > self.buffer.size(3):
             old, capacity = self.buffer, self.stop + max(new, self.stop // 2)
             size = (*old.shape[:3], -(-capacity // _COLUMNS) * _COLUMNS, old.size(4))
-            self.buffer = old.new_empty(size)
+            self.buffer = self._new(size)
             self.buffer[:, : self.rows, :, : self.start] = old[:, : self.rows, :, : self.start]
 
     def views(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -549,7 +553,7 @@ class _Cache:
             turn, source = index[::-1], self.buffer  # rows are repeated: the same from below
         else:
             turn, source = index, self.buffer
-            self.buffer = source.new_empty((source.size(0), len(rows), *source.shape[2:]))
+            self.buffer = self._new((source.size(0), len(rows), *source.shape[2:]))
         for to in turn.tolist():
             if source is not self.buffer or rows[to] != to:
                 self.buffer[:, to, :, :width].copy_(source[:, int(rows[to]), :, lead : self.stop])
