@@ -262,7 +262,6 @@ def read_cbt(path: Path, limit: int | None, *, kind: str) -> Iterator[Question]:
             sentences.append(match[2])
             continue
         yield _cloze(f"{file}, line {number}", sentences, match[2], layout)
-        sentences = []
         count += 1
     if not count:
         raise InputError(f"{file} has no questions; expected {layout}")

@@ -62,6 +62,20 @@ def test_blocks_of_any_size_give_the_ids_of_the_whole_text(tmp_path, tokenizer, 
     assert manifest == json.loads((tmp_path / "d" / "manifest.json").read_text())
 
 
+def test_a_text_is_cut_before_spaces_that_follow_no_other_space():
+    for text, place in (("one two", 3), ("one\u00a0\n", None), ("one \u3000 two", 3), ("one  two\nt", 8), ("私\n", 3)):
+        assert data_writing._text_cut(text.encode()) == place
+
+
+def test_a_prefix_space_is_for_the_beginning_of_a_text_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_writing, "BLOCK", 11)
+    own = GPT2Tokenizer(add_prefix_space=True)
+    text = "word\n" * 30
+    (tmp_path / "a.txt").write_text(text)
+    write_data(tmp_path / "a.txt", tmp_path / "d", tokenizer=own)
+    assert ids_of(tmp_path / "d") == [END, *own.encode(text)]
+
+
 def test_every_file_of_a_folder_is_a_document_in_the_order_of_names(tmp_path, tokenizer):
     source = tmp_path / "texts"
     (source / "b").mkdir(parents=True)
@@ -108,7 +122,7 @@ def test_shards_hold_so_many_tokens(tmp_path, tokenizer):
     assert np.fromfile(tmp_path / "d" / "train_00000.bin", "<u2").tolist() == ids_of(tmp_path / "d")[:100]
 
 
-@pytest.mark.parametrize("block", [1000, 1 << 22])
+@pytest.mark.parametrize("block", [150, 1 << 22])
 def test_the_end_of_a_single_text_is_for_validation(tmp_path, tokenizer, monkeypatch, block):
     monkeypatch.setattr(data_writing, "BLOCK", block)
     text = "".join(f"This is line {number}.\n" for number in range(200))
