@@ -122,7 +122,7 @@ def test_shards_hold_so_many_tokens(tmp_path, tokenizer):
     assert np.fromfile(tmp_path / "d" / "train_00000.bin", "<u2").tolist() == ids_of(tmp_path / "d")[:100]
 
 
-@pytest.mark.parametrize("block", [150, 1 << 22])
+@pytest.mark.parametrize("block", [200, 1 << 22])
 def test_the_end_of_a_single_text_is_for_validation(tmp_path, tokenizer, monkeypatch, block):
     monkeypatch.setattr(data_writing, "BLOCK", block)
     text = "".join(f"This is line {number}.\n" for number in range(200))
