@@ -2,13 +2,15 @@
 
     python scripts/fuzz_checkpoints.py --seconds 60                 # every format, damage at random
     python scripts/fuzz_checkpoints.py --seconds 600 --engine atheris --formats gguf
+    python scripts/fuzz_checkpoints.py --engine folders             # whole folders, through a conversion
 
 Ending well: an error of the library (`Gpt2Error`), or a checkpoint whose tensors, configuration and tokenizer can be
 read. Anything else is printed, with the file that did it kept in the folder of `--keep`, and the exit code is 1. The
 table at the end has the inputs tried, how many ended in an error, the slowest, and the most memory that Python held.
 
 atheris (pip install atheris) goes by what code an input reaches; without it damage is drawn at random, two thirds of it
-at the beginning and the end of a file, where headers and directories are.
+at the beginning and the end of a file, where headers and directories are. `folders` damages any file of a folder, the
+configuration and the tokenizer too, and converts what is there to a format drawn at random.
 """
 
 from __future__ import annotations
@@ -115,12 +117,19 @@ def damaged(data: bytes, pick: random.Random) -> bytes:
     return bytes(work)
 
 
-def attempt(format: str, folder: Path, tally: Tally, keep: Path, what: Callable[[], bytes]) -> None:
+def attempt(
+    format: str,
+    folder: Path,
+    tally: Tally,
+    keep: Path,
+    what: Callable[[], bytes],
+    use: Callable[[str, Path], bool] = read_all,
+) -> None:
     """One input: read, timed, measured, and kept if it ends otherwise than it may."""
     began = time.perf_counter()
     tracemalloc.reset_peak()
     try:
-        tally.errors += read_all(format, folder)
+        tally.errors += use(format, folder)
     except Exception as cause:
         tally.wrong += 1
         keep.mkdir(parents=True, exist_ok=True)
@@ -145,6 +154,42 @@ def at_random(format: str, seconds: float, seed: int, keep: Path) -> Tally:
             files[which].write_bytes(data)
             attempt(format, Path(name) / "m", tally, keep, lambda data=data: data)  # type: ignore[misc]
             files[which].write_bytes(contents[which])
+        tracemalloc.stop()
+    return tally
+
+
+def in_folders(format: str, seconds: float, seed: int, keep: Path) -> Tally:
+    """Damage any file of a folder that a conversion made, and convert it, until the time is over."""
+    from gpt2_core.checkpoints import formats
+    from gpt2_core.conversion import carry_out, open_source, plan_conversion
+    from gpt2_core.errors import Gpt2Error
+
+    pick, tally = random.Random(seed), Tally(format)
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        sound(root / "kept", "gguf")  # which keeps the configuration and the tokenizer inside
+        with open_source(root / "kept") as opened:
+            carry_out(plan_conversion(opened, root / "m", format, verify="none", tokenizer=format != "llmc"))
+
+        def convert(format: str, folder: Path) -> bool:
+            try:
+                with open_source(folder, local_files_only=True) as opened:
+                    carry_out(plan_conversion(opened, root / "out", pick.choice(list(formats()))))
+            except Gpt2Error:
+                return True
+            finally:
+                shutil.rmtree(root / "out", ignore_errors=True)
+            return False
+
+        contents = {file: file.read_bytes() for file in (root / "m").rglob("*") if file.is_file()}
+        tracemalloc.start()
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            file = pick.choice(list(contents))
+            data = damaged(contents[file], pick)
+            file.write_bytes(data)
+            attempt(format, root / "m", tally, keep, lambda data=data: data, convert)  # type: ignore[misc]
+            file.write_bytes(contents[file])
         tracemalloc.stop()
     return tally
 
@@ -200,13 +245,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--formats", default=",".join(formats()))
     parser.add_argument("--seconds", type=float, default=20, help="for each format")
-    parser.add_argument("--engine", default="random", choices=("random", "atheris"))
+    parser.add_argument("--engine", default="random", choices=("random", "folders", "atheris"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, default=Path("fuzzed"), help="where inputs that ended badly go")
     args = parser.parse_args()
     with contextlib.suppress(AttributeError):
         os.fsync = lambda descriptor: None  # nothing here has to survive
-    run = at_random if args.engine == "random" else by_coverage
+    run = {"random": at_random, "folders": in_folders, "atheris": by_coverage}[args.engine]
     print(f"{'format':12} {'inputs':>9} {'errors':>9} {'slowest':>9} {'peak':>9} {'wrong':>6}")
     wrong = 0
     for format in args.formats.split(","):
