@@ -43,6 +43,8 @@ LABELLED = "labelled"  # what shards of a mask are called
 _GPT2_VOCABULARY, _GPT2_END = 50257, 50256
 _LLMC_HEADER = 256 * 4  # bytes
 _LLMC_GPT2, _LLMC_LLAMA, _LLMC_MULTIPLE_CHOICE = 20240520, 20240801, 20240522
+_ARCHIVE = b"PK\x03\x04"
+_PRINTABLE = bytes([9, 10, 13, *range(32, 127)])  # ids whose bytes are all of these are ASCII text
 _DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 _SUFFIXES = (".bin", ".npy")
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|val|valid|validation|dev|test)(?:[^a-z]|$)")
@@ -273,6 +275,9 @@ def _open_file(path: Path) -> Shard:
     if magic in (_LLMC_LLAMA, _LLMC_MULTIPLE_CHOICE):
         what = "Llama 3's ids" if magic == _LLMC_LLAMA else "questions to choose answers to, not a text"
         raise InputError(f"{path} is a file of llm.c's with {what}; expected GPT-2's ids (its magic number 20240520)")
+    if head.startswith(_ARCHIVE) or (head and head.translate(None, _PRINTABLE) == b""):
+        what = "an archive, maybe a checkpoint of PyTorch's" if head.startswith(_ARCHIVE) else "text"
+        raise InputError(f"{path} is {what}; expected token shards: gpt2 data makes them from texts")
     if not size or size % 2:
         raise InputError(
             f"{path} has {size} bytes, expected some, two for each id; this is no file of uint16 ids, or it was cut "

@@ -64,6 +64,8 @@ KNOWN: Mapping[str, tuple[Published, ...]] = MappingProxyType(
             Published("gpt2-xl", "perplexity_last_word", 10.63, f"{_HARNESS}, lambada_openai (its issue 911)"),
             Published("gpt2", "accuracy_last_token", 46.89, "openai/gpt-2, issue 131"),
         ),
+        "cbt-cn": (Published("gpt2", "accuracy", 84.35, "transformers, issue 13761"),),
+        "cbt-ne": (Published("gpt2", "accuracy", 73.65, "transformers, issue 13761"),),
         "hellaswag": (
             Published("gpt2", "accuracy", 28.59, _NANOGPT),
             Published("gpt2", "accuracy_by_token", 29.55, _NANOGPT),

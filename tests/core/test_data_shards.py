@@ -157,11 +157,22 @@ def test_an_array_that_was_cut_short_is_reported(tmp_path):
         open_data(tmp_path / "x.npy")
 
 
-@pytest.mark.parametrize("content", [b"", b"abc"])
+@pytest.mark.parametrize("content", [b"", b"\x00\x01\x02"])
 def test_a_file_of_no_ids_is_refused(tmp_path, content):
     (tmp_path / "x.bin").write_bytes(content)
     with pytest.raises(InputError, match="expected some, two for each id"):
         open_data(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [("a.txt", b"Some text.\n" * 200, "is text"), ("model.bin", b"PK\x03\x04" + bytes(96), "maybe a checkpoint")],
+)
+def test_texts_and_checkpoints_are_not_taken_for_ids(tmp_path, name, content, words):
+    """Any two bytes are an id, so that a model would learn from them without complaint."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        open_data(tmp_path / name)
 
 
 def test_what_is_not_there_is_reported_with_what_could_be(tmp_path):
