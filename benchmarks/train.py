@@ -67,7 +67,9 @@ def main() -> None:
                 continue
             made[name].append(found)
             median = statistics.median(found["seconds"])
-            print(f"  round {turn + 1}: {name}: {median:.2f} s a step, {found['peak_mb']:.0f} MB", flush=True)
+            used = statistics.median(found["processor"])
+            told = f"{median:.2f} s a step, {used:.2f} of the processor's, {found['peak_mb']:.0f} MB"
+            print(f"  round {turn + 1}: {name}: {told}", flush=True)
     table = []
     for name, rounds in made.items():
         if rounds:

@@ -122,12 +122,16 @@ def _asked(source: str, overrides: Mapping[str, str], out: Path | None, resume: 
 
 def _for_a_text(source: str, overrides: Mapping[str, str]) -> dict[str, Any]:
     """The settings for a text alone, made to go with those that are given."""
+    from gpt2_app.training_run import can_be_evaluated
+
     settings: dict[str, Any] = {**FOR_A_TEXT, "data": source}
     with contextlib.suppress(ValueError):  # what is no number is reported where settings are read
         settings["warmup_steps"] = min(settings["warmup_steps"], int(overrides.get("steps", settings["steps"])) // 10)
         settings["min_lr"] = float(overrides.get("lr", settings["lr"])) / 10
     if overrides.get("task", "lm") != "lm":
         settings["sample_every"] = 0
+    elif "validation" not in overrides and not can_be_evaluated(source):
+        settings["eval_every"] = 0
     if "epochs" in overrides:
         settings["warmup_steps"] = 0
     return settings

@@ -119,6 +119,11 @@ def prepared(
         evaluation = None
         if validation is not None:
             evaluation = _scored(recipe, validation, block, framework, rank, world_size)
+        elif recipe.eval_every:
+            raise ConfigError(
+                f"eval_every={recipe.eval_every} has nothing to evaluate on: {recipe.data} has no validation part; set "
+                "validation to a path, or eval_every=0"
+            )
         training = Training(recipe, backend, batches, run, steps=steps, evaluation=evaluation)
         resumed = resume and training.resume()
         if rank == 0:
@@ -181,6 +186,12 @@ def _data(
             return train, open_data(other)
         return train, open_data(other, "val" if other.is_dir() and _has_validation(other) else None)
     return train, open_data(path, "val") if _has_validation(path) else None
+
+
+def can_be_evaluated(source: str) -> bool:
+    """Whether there will be validation data without being named: of a text a share is kept, shards may have a part."""
+    path = Path(source)
+    return is_text(path) or _has_validation(path)
 
 
 def _has_validation(path: Path) -> bool:

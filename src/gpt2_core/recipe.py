@@ -38,11 +38,12 @@ TASKS: Mapping[str, Head] = {
 DTYPES = ("float32", "bfloat16", "float16")
 MODES = ("packed", "documents")
 PARALLEL = ("auto", "none", "ddp", "fsdp")
-#: What of a recipe may change when a run goes on: how long, how often it says or keeps what, and on what it runs.
+#: What of a recipe may change when a run goes on: how long, how often it says or keeps what, on what it runs, and where
+#: the data are (that they are the same is seen by themselves).
 FREE = frozenset(
     ("steps", "epochs", "log_every", "eval_every", "eval_batches", "save_every", "sample_every", "sample_prompt",
      "sample_tokens", "keep_last", "keep_best", "patience", "device", "parallel", "compile", "gradient_checkpointing",
-     "tensorboard")
+     "tensorboard", "data", "validation")
 )  # fmt: skip
 
 

@@ -267,3 +267,28 @@ def test_a_run_is_not_begun_over_another_and_not_gone_on_with_by_another_recipe(
     assert changed.exit_code == 3
     assert "beta2 is 0.5, and was 0.95" in changed.stderr.replace("\n", " ")
     assert gpt2("train", text, "--out", out, "--resume", *options(steps=2)).exit_code == 0
+
+
+def test_shards_are_trained_on_as_they_are_and_may_have_nothing_to_evaluate_on(
+    gpt2: Run, tmp_path: Path, one_thread: None
+) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    np.random.default_rng(0).integers(0, 50257, 900).astype("<u2").tofile(shards / "train.bin")
+    alone = gpt2("train", shards / "train.bin", "--out", tmp_path / "one", "--json", *options(steps=2))
+    assert alone.exit_code == 0, alone.stderr
+    assert not any("validation_loss" in row for row in rows_of(alone.stdout))
+    asked = gpt2("train", shards / "train.bin", "--out", tmp_path / "two", *options(steps=2, eval_every=1))
+    assert asked.exit_code == 3
+    assert "eval_every=1 has nothing to evaluate on" in asked.stderr.replace("\n", " ")
+    np.random.default_rng(1).integers(0, 50257, 300).astype("<u2").tofile(shards / "val.bin")
+    both = gpt2("train", shards, "--out", tmp_path / "three", "--json", *options(steps=2, eval_every=1))
+    assert both.exit_code == 0, both.stderr
+    assert [row["step"] for row in rows_of(both.stdout) if "validation_loss" in row] == [1, 2]
+
+
+def test_the_recipes_of_configs_are_valid() -> None:
+    folder = Path(__file__).parent.parent.parent / "configs"
+    recipes = {path.stem: read_recipe(path) for path in folder.glob("*.toml")}
+    assert {"tales", "gpt2", "gpt2-xl", "lora"} <= set(recipes)
+    assert recipes["gpt2-xl"].parallel == "fsdp"
