@@ -44,7 +44,7 @@ _GPT2_VOCABULARY, _GPT2_END = 50257, 50256
 _LLMC_HEADER = 256 * 4  # bytes
 _LLMC_GPT2, _LLMC_LLAMA, _LLMC_MULTIPLE_CHOICE = 20240520, 20240801, 20240522
 _ARCHIVE = b"PK\x03\x04"
-_PRINTABLE = bytes([9, 10, 13, *range(32, 127)])  # ids whose bytes are all of these are ASCII text
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 _SUFFIXES = (".bin", ".npy")
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|val|valid|validation|dev|test)(?:[^a-z]|$)")
@@ -275,7 +275,7 @@ def _open_file(path: Path) -> Shard:
     if magic in (_LLMC_LLAMA, _LLMC_MULTIPLE_CHOICE):
         what = "Llama 3's ids" if magic == _LLMC_LLAMA else "questions to choose answers to, not a text"
         raise InputError(f"{path} is a file of llm.c's with {what}; expected GPT-2's ids (its magic number 20240520)")
-    if head.startswith(_ARCHIVE) or (head and head.translate(None, _PRINTABLE) == b""):
+    if head.startswith(_ARCHIVE) or _is_text(head):
         what = "an archive, maybe a checkpoint of PyTorch's" if head.startswith(_ARCHIVE) else "text"
         raise InputError(f"{path} is {what}; expected token shards: gpt2 data makes them from texts")
     if not size or size % 2:
@@ -284,6 +284,16 @@ def _open_file(path: Path) -> Shard:
             f"short; make it again"
         )
     return Shard(path, _DTYPES["uint16"], 0, size // 2)
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether a file that begins so is a text: ids in two bytes each are hardly ever UTF-8 without controls."""
+    for end in range(len(head), max(len(head) - 4, 0), -1):  # the last character may be cut
+        try:
+            return not _CONTROL.search(head[:end].decode("utf-8"))
+        except UnicodeDecodeError:
+            continue
+    return False
 
 
 def _llmc(path: Path, size: int, count: int) -> Shard:

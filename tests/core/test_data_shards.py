@@ -166,7 +166,11 @@ def test_a_file_of_no_ids_is_refused(tmp_path, content):
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
-    [("a.txt", b"Some text.\n" * 200, "is text"), ("model.bin", b"PK\x03\x04" + bytes(96), "maybe a checkpoint")],
+    [
+        ("a.txt", b"Some text.\n" * 200, "is text"),
+        ("b.txt", "xНу вот\u201d ".encode() * 200, "is text"),
+        ("model.bin", b"PK\x03\x04" + bytes(96), "maybe a checkpoint"),
+    ],
 )
 def test_texts_and_checkpoints_are_not_taken_for_ids(tmp_path, name, content, words):
     """Any two bytes are an id, so that a model would learn from them without complaint."""

@@ -203,6 +203,14 @@ def test_a_tokenizer_with_added_tokens_and_prefix_spaces_is_taken_as_it_is(tmp_p
     assert open_data(tmp_path / "d").vocab_size == 50259
 
 
+def test_a_vocabulary_of_more_than_two_bytes_gets_four(tmp_path):
+    own = GPT2Tokenizer()
+    own.add_tokens([f"<{number}>" for number in range(15300)])
+    (tmp_path / "a.txt").write_text("one <15299>")
+    assert write_data(tmp_path / "a.txt", tmp_path / "d", tokenizer=own)["dtype"] == "uint32"
+    assert ids_of(tmp_path / "d") == [END, *own.encode("one "), 50257 + 15299]
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
