@@ -191,7 +191,7 @@ def _show(source: str, *, verify: bool, as_json: bool) -> None:
             raise InputError(f"{source} has no {MANIFEST}, so there are no hashes to compare; leave out --verify")
         with _progress("verify", quiet=as_json) as progress:
             verify_data(source, progress=progress)
-    values = {
+    values: dict[str, dict[str, Any]] = {
         name: {
             "tokens": len(data),
             "documents": None if data.end_of_text is None else len(data.documents),
