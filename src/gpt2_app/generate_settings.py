@@ -78,10 +78,11 @@ def settings_of(
 
     given = {name: value for name, value in asked.items() if value is not None}
     start = {} if base is None else base.to_dict()
-    way = _way(given, start, greedy=greedy, sample=sample)
+    way = _way(given, base, greedy=greedy, sample=sample)
     if way is not None:
         _check_undrawn(given, way, samples)
-        start = {name: value for name, value in start.items() if name not in (*_DRAWN, "do_sample", "seed")}
+        if start.get("do_sample"):
+            start = {name: value for name, value in start.items() if name not in (*_DRAWN, "do_sample", "seed")}
         if "penalty_alpha" in given:
             start["top_k"] = CANDIDATES
     else:
@@ -98,11 +99,12 @@ def settings_of(
     return GenerationConfig(**start | given)
 
 
-def _way(given: Mapping[str, Any], start: Mapping[str, Any], *, greedy: bool, sample: bool) -> str | None:
+def _way(given: Mapping[str, Any], base: GenerationConfig | None, *, greedy: bool, sample: bool) -> str | None:
     """The option because of which nothing is drawn; None where tokens are."""
     searches = [name for name in ("penalty_alpha", "num_beams") if given.get(name) not in (None, 1)]
     if greedy:
-        others = [NAMES[name][0] for name in searches] + ["--sample"] * sample
+        in_file = base is not None and (base.penalty_alpha is not None or base.num_beams > 1)
+        others = [NAMES[name][0] for name in searches] + ["--sample"] * sample + ["the search of --settings"] * in_file
         if others:
             raise typer.BadParameter(f"--greedy and {others[0]} choose in two ways; leave out one of them")
         return "--greedy"
@@ -110,8 +112,8 @@ def _way(given: Mapping[str, Any], start: Mapping[str, Any], *, greedy: bool, sa
         return None
     if searches:
         return NAMES[searches[0]][0]
-    from_file = bool(start) and not start.get("do_sample") and not any(name in given for name in _DRAWN)
-    return "--settings" if from_file else None
+    greedy_file = base is not None and not base.do_sample and not any(name in given for name in _DRAWN)
+    return "--settings" if greedy_file else None
 
 
 def _check_undrawn(given: Mapping[str, Any], way: str, samples: int) -> None:

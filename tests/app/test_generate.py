@@ -422,6 +422,43 @@ def test_settings_come_from_a_file_and_options_take_their_place(gpt2_json: Run, 
     assert len(gpt2_json(*arguments[:-2], "-n", 2)["ids"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("content", "options", "expected"),
+    [
+        ("{}", [], {"max_new_tokens": 3}),
+        ("{}", ["--top-p", 0.5], {"do_sample": True, "top_p": 0.5}),
+        ('{"num_beams": 2}', [], {"num_beams": 2}),
+        ('{"num_beams": 2, "do_sample": true, "top_k": 5}', [], {"num_beams": 2, "do_sample": True, "top_k": 5}),
+        ('{"penalty_alpha": 0.5, "top_k": 3}', [], {"penalty_alpha": 0.5, "top_k": 3}),
+        ('{"do_sample": true, "top_k": 9, "top_p": 0.9}', ["--penalty-alpha", 0.5], {"penalty_alpha": 0.5, "top_k": 4}),
+        (
+            '{"do_sample": true, "top_k": 9}',
+            ["--beams", 2, "--sample"],
+            {"do_sample": True, "top_k": 9, "num_beams": 2},
+        ),
+        ('{"do_sample": true, "top_k": 9}', ["--beams", 2], {"num_beams": 2}),
+    ],
+)
+def test_a_file_of_settings_and_options_together_say_which_search(
+    gpt2_json: Run, tiny: str, tmp_path: Path, content: str, options: list[object], expected: dict[str, Any]
+) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(content)
+    found = gpt2_json(*of(tiny, PROMPT, "--settings", file, "-n", 3, *options))
+    assert found["settings"] == {"max_new_tokens": 3} | expected
+    assert (found["seed"] is None) == (not expected.get("do_sample"))
+
+
+def test_greedy_does_not_go_with_the_search_of_a_file(gpt2: Run, tiny: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text('{"num_beams": 2}')
+    result = gpt2(*of(tiny, PROMPT, "--settings", file, "--greedy"))
+    assert result.exit_code == 2
+    assert "--greedy and the search of --settings choose in two ways" in " ".join(
+        result.stderr.replace("│", "").split()
+    )
+
+
 def test_texts_of_a_model_without_an_end_of_text_may_end_at_different_places(gpt2: Run, tmp_path: Path) -> None:
     config = TINY.replace(bos_token_id=None, eos_token_id=None)
     values = {name: Tensor.of(value) for name, value in initial_values(config).items()}
