@@ -41,6 +41,7 @@ _HEADERS = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
 )
+_TOO_LARGE = (413, f"the body is larger than {LARGEST_BODY:,} bytes; send less")
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 # What anyone may ask: whether the server runs.
 _OPEN = ("/healthz",)
@@ -118,7 +119,8 @@ class Guard:
         if self._token_in_query(scope):
             await self._let_in(scope, dressed)
             return
-        await self._app(scope, _Body(receive, dressed).receive, dressed)
+        body = _Body(receive, dressed)
+        await self._app(scope, body.receive, body.send)
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
         host, method, path = headers.get("host", ""), scope["method"], scope["path"]
@@ -131,7 +133,7 @@ class Guard:
             if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
                 return 403, "the request comes from a page of another site; use this server's own page"
             if not _is_allowed_length(headers.get("content-length", "0")):
-                return 413, f"the body is larger than {LARGEST_BODY:,} bytes; send less"
+                return _TOO_LARGE
             has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
             if has_body and kind != "application/json":
@@ -168,23 +170,28 @@ class Guard:
         await send({"type": "http.response.body", "body": b""})
 
 
-class _TooLarge(Exception):
-    """More came than Content-Length said."""
-
-
 class _Body:
-    """Counts what comes in."""
+    """Counts what comes in, and hangs up when it is too much, whatever length was announced."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
         self._count = 0
+        self._answered = False
 
     async def receive(self) -> Message:
         message = await self._receive()
         self._count += len(message.get("body", b""))
         if self._count > LARGEST_BODY:
+            if not self._answered:
+                self._answered = True
+                await _answer(self._send, *_TOO_LARGE, hang_up=True)
             return {"type": "http.disconnect"}
         return message
+
+    async def send(self, message: Message) -> None:
+        """What the application answers, unless it was answered already."""
+        if not self._answered:
+            await self._send(message)
 
 
 def _headers(scope: Scope) -> dict[str, str]:
@@ -230,8 +237,10 @@ def _dressed(send: Send) -> Send:
     return wrapped
 
 
-async def _answer(send: Send, status: int, message: str) -> None:
+async def _answer(send: Send, status: int, message: str, *, hang_up: bool = False) -> None:
     body = json.dumps({"error": {"message": message, "type": "refused", "param": None, "code": None}}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if hang_up:
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
