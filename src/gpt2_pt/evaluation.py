@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 #: Logits held at a time.
-LOGITS = 1 << 22
+LOGITS = 1 << 23
 
 
 class ModelScorer:
