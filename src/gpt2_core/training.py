@@ -325,7 +325,6 @@ class Training:
         )
         good = math.isfinite(norm)
         if not math.isfinite(loss) or (not good and not self._scaled):
-            progress.data = before
             self._fail(loss, norm, before)
         if stop:
             self._stop.reason = self._stop.asked or "another process was told to end"
