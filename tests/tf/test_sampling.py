@@ -54,6 +54,15 @@ def test_a_sum_that_reaches_p_exactly_is_enough(p, kept):
         assert np.isfinite(got).nonzero()[1].tolist() == list(range(kept))
 
 
+@pytest.mark.parametrize("few", [1, 3, 6])
+def test_sums_that_need_more_than_the_tokens_looked_at_first_are_the_same(monkeypatch, few):
+    monkeypatch.setattr(ours, "_FEW", few)
+    for scores in ADVERSARIAL:
+        for p in (0.1, 0.5, 0.75, 0.9375, 0.999):
+            for rule in ("top_p", "typical_p"):
+                same(GenerationConfig(do_sample=True, **{rule: p}), scores, histories(*scores.shape, 1, seed=0))
+
+
 @pytest.mark.parametrize("seed", range(15))
 def test_all_rules_together_equal_the_numpy_twins_in_their_order(seed):
     config, scores, made = cases.combined(seed)
