@@ -120,6 +120,17 @@ def test_the_embedded_model_is_always_there_and_a_folder_goes_by_its_name(
     assert all("/" not in name for name in found)
 
 
+def test_a_tokenizer_that_was_named_is_for_the_model_that_was_named_with_it(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(models, "load_tokenizer", lambda source: asked.append(source))
+    pool = Pool(catalogue, ["numpy"], 1 << 30, tokenizer="gpt2")
+    for name in ("a", "b", None):
+        pool.tokenizer(name)
+    assert asked == ["gpt2", EMBEDDED, "gpt2"]
+
+
 def test_warming_up_writes_a_little(catalogue: Catalogue) -> None:
     pool = Pool(Catalogue(), ["numpy"], 1 << 30, load=load_network)
     warm(pool)

@@ -249,7 +249,9 @@ class Pool:
         return found.tokenizer if found is not None else self._tokenizer_of(entry)
 
     def _tokenizer_of(self, entry: Entry) -> GPT2Tokenizer:
-        return load_tokenizer(self._tokenizer or entry.source)
+        # The option is for the model that was chosen with it; the others have their own.
+        given = self._tokenizer if entry.name == self.catalogue.default else None
+        return load_tokenizer(given or entry.source)
 
     def _make_room(self, needed: int, name: str) -> None:
         while True:

@@ -20,9 +20,7 @@ MOST_TOP_K = 1000
 
 
 def _plain(text: str) -> str:
-    """Half a surrogate pair is no character, and NUL ends texts elsewhere."""
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("holds half a surrogate pair, which is no character; send UTF-8")
+    """NUL ends texts elsewhere. (Half a surrogate pair, which is no character, is refused before this is asked.)"""
     if "\x00" in text:
         raise ValueError("holds a NUL character; leave it out")
     return text

@@ -224,13 +224,13 @@ export class Counter {
   }
 
   soon() {
-    const count = (this.editor.text.match(/\S+/gu) ?? []).length;
-    $("words").textContent = `${count.toLocaleString("en")} ${count === 1 ? "word" : "words"}`;
     clearTimeout(this.waiting);
     this.waiting = setTimeout(() => this.now(), 250);
   }
 
   async now() {
+    const count = (this.editor.text.match(/\S+/gu) ?? []).length;
+    $("words").textContent = `${count.toLocaleString("en")} ${count === 1 ? "word" : "words"}`;
     const mine = ++this.asked, { model, length } = this.settings.request();
     try {
       const found = await call("POST", "/api/count", { text: this.editor.text, model, length });
