@@ -25,6 +25,7 @@ OPTIONS = {
     "response_key": ("--response-key",),
     "with overwrite": ("with --overwrite",),
     "name the key that the file uses": ("name the key with --jsonl-key",),
+    "save in smaller shards (max_shard_bytes)": ("write smaller shards with --shard-size",),
     "try fewer workers": ("try fewer --workers",),
 }
 _EACH = 64 << 20  # bytes of source that are worth a process of their own: it takes as long to start as these to encode
