@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from gpt2_app import (
+    bench,
     compare,
     convert,
     data,
@@ -32,6 +33,7 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 # How each command calls what the library's messages are about.
 OPTIONS: Mapping[str, Options] = {
     "generate": generate.OPTIONS,
+    "bench": bench.OPTIONS,
     "encode": vocabularies.OPTIONS,
     "decode": vocabularies.OPTIONS,
     "data": data.OPTIONS,
@@ -137,5 +139,6 @@ for _name, _command in (
     ("evaluate", evaluate.command),
     ("train", train.command),
     ("write", write.command),
+    ("bench", bench.command),
 ):
     app.command(_name, help=_paragraphs(_command))(_command)
