@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2_core.errors import InputError
+from gpt2_core.errors import InputError, TokenizerError
 from gpt2_core.evaluation_protocols import LAST_WORD, TEXT, check_protocol
 from gpt2_core.evaluation_published import KNOWN, PAPER, PAPER_SOURCE, SIZES, Published
 from gpt2_core.evaluation_texts import Document, Question
@@ -271,7 +271,7 @@ def text_figures(
 
 def _end_of_text(tokenizer: GPT2Tokenizer) -> int:
     if tokenizer.eos_token_id is None:
-        raise InputError('the tokenizer has no end-of-text token; set one: tokenizer.eos_token = "<|endoftext|>"')
+        raise TokenizerError('the tokenizer has no end-of-text token; set one: tokenizer.eos_token = "<|endoftext|>"')
     return int(tokenizer.eos_token_id)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpt2_core.config import GPT2Config
-from gpt2_core.errors import InputError
+from gpt2_core.errors import InputError, TokenizerError
 from gpt2_core.evaluation import (
     ReferenceScorer,
     Row,
@@ -251,6 +251,11 @@ def test_settings_that_cannot_be_are_refused(scorer, tokenizer, tmp_path, change
     protocol = changes.pop("protocol", "text")
     with pytest.raises(InputError, match=words):
         evaluate(scorer, tokenizer, protocol, tmp_path / "a.txt", **changes)
+
+
+def test_a_tokenizer_without_an_end_of_text_token_is_refused(scorer):
+    with pytest.raises(TokenizerError, match="no end-of-text token"):
+        text_figures(scorer, GPT2Tokenizer(eos_token=None), [Document("a b", 2, 3)])
 
 
 def test_probabilities_that_are_no_numbers_are_reported(tokenizer, model):
