@@ -195,7 +195,7 @@ def test_texts_of_any_length_and_setting_take_few_programs(narrow, monkeypatch):
 
     model = tiny(n_positions=40)
     fast = model.prepare_for_generation()
-    for length in (1, 3, 6, 9, 14):
+    for length in (1, 6, 14):
         fast.generate(prompts_of(model, length), max_new_tokens=24, **ENDLESS)
     assert traces() == (4, 4, 1)  # 8, 16, 32 and 48 columns; prompts in one to four pieces
     monkeypatch.setattr(prepared, "_LOOPS", 2)
@@ -221,8 +221,8 @@ def test_many_calls_leave_memory_as_it_was():
         gc.collect()
         return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    before = call(10)
-    assert call(60) - before < 4e6  # logits that were kept would take 0.02 MB a token and row, caches 0.1 a call
+    before = call(5)
+    assert call(40) - before < 3e6  # logits that were kept would take 0.02 MB a token and row, caches 0.1 a call
 
 
 def test_weights_are_shared_as_long_as_they_are_the_same_and_kept_when_they_change():
