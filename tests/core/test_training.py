@@ -253,6 +253,21 @@ def test_told_to_end_a_run_finishes_its_step_and_saves(tmp_path, number):
     assert signal.getsignal(number) is before
 
 
+def test_told_twice_a_run_ends_at_once():
+    backend = Backend()
+
+    def impatient(update):
+        if update == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return 1.0
+
+    backend.norm = impatient
+    with pytest.raises(KeyboardInterrupt):
+        training(backend=backend, steps=50).train()
+    assert len(backend.updates) == 3
+
+
 def test_samples_are_drawn_along_the_way():
     texts = []
     backend = Backend()
