@@ -1,6 +1,8 @@
 """Tune gpt2-tales on a text in a loop of one's own: the model is a torch.nn.Module like any other.
 
     python examples/own_loop.py [text.txt] [steps]
+
+Without a text it learns a riddle; the tuned model goes to tuned/.
 """
 
 import sys

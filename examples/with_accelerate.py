@@ -1,6 +1,8 @@
 """The same under Hugging Face accelerate, which places model and data on whatever there is: pip install accelerate.
 
     accelerate launch examples/with_accelerate.py [text.txt] [steps]
+
+Without a text it learns a riddle; the tuned model goes to tuned/.
 """
 
 import sys

@@ -1,6 +1,8 @@
 """The same under PyTorch Lightning, which owns the loop: pip install pytorch-lightning.
 
     python examples/with_lightning.py [text.txt] [steps]
+
+Without a text it learns a riddle; the tuned model goes to tuned/.
 """
 
 import sys
