@@ -23,6 +23,7 @@ export class Suggestions extends EventTarget {
     this.running = null;
     this.texts = [];
     this.selected = 0;
+    this.moved = false; // whether someone has chosen already, while it was written
     this.ranked = false;
   }
 
@@ -83,11 +84,11 @@ export class Suggestions extends EventTarget {
   }
 
   #done({ continuations, seconds }) {
-    const seen = new Set();
+    const seen = new Set(), chosen = this.moved ? this.selected : null;
     this.texts = continuations.filter(({ text }) => text && !seen.has(text) && seen.add(text))
-      .map((text) => ({ tokens: text.tokens, finish: text.finish, mean: text.mean_log_probability }));
+      .map((text) => ({ sample: text.sample, tokens: text.tokens, finish: text.finish, mean: text.mean_log_probability }));
     this.ranked = true;
-    this.selected = 0;
+    this.selected = Math.max(0, this.texts.findIndex((text) => text.sample === chosen));
     this.seconds = seconds;
     this.#stopClock();
     if (this.texts.length) {
@@ -167,6 +168,7 @@ export class Suggestions extends EventTarget {
 
   select(step) {
     if (!this.texts.length) return;
+    this.moved = true;
     this.selected = (this.selected + step + this.texts.length) % this.texts.length;
     this.#show();
     say(`${this.selected + 1}: ${words(this.texts[this.selected])}`);
