@@ -151,7 +151,7 @@ def keras_hub() -> Callable[[], Any]:
     def step() -> float:
         ids = rows()
         x = {"token_ids": ids[:, :-1], "padding_mask": np.ones_like(ids[:, :-1])}
-        return float(model.train_on_batch(x, ids[:, 1:]))
+        return float(model.train_on_batch(x, ids[:, 1:], return_dict=True)["loss"])
 
     return step
 
