@@ -6,17 +6,16 @@ import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
-from gpt2_app import backends, failures, terminal
+from gpt2_app import backends, terminal
 from gpt2_app.vocabularies import DEFAULT_MODEL
-from gpt2_core.config import GPT2Config
 from gpt2_core.errors import InputError
-from gpt2_core.generation_config import GenerationConfig
-from gpt2_core.parameters import count_parameters
+
+if TYPE_CHECKING:
+    from gpt2_core.config import GPT2Config
 
 OPTIONS = {"dtype": ("--dtype",), "compile": ("--compile",), "device": ("--device",), "framework": ("--framework",)}
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
@@ -74,9 +73,8 @@ def command(
 def _numbers(option: str, text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and part.isascii() and int(part) > 0 for part in parts):
-        raise failures.Failure(
-            f"{option} is {text!r}, expected whole numbers from 1 on, separated by commas, such as {option} 1,8",
-            failures.USAGE,
+        raise InputError(
+            f"{option} is {text!r}, expected whole numbers from 1 on, separated by commas, such as {option} 1,8"
         )
     return [int(part) for part in parts]
 
@@ -93,11 +91,15 @@ def _threads(runner: backends.Runner) -> int:
 
 def weight_bytes(config: GPT2Config, dtype: str) -> int:
     """The bytes that a step reads at least: every weight once, but of the positions, which are looked up."""
+    from gpt2_core.parameters import count_parameters
+
     return (count_parameters(config) - config.n_positions * config.n_embd) * BYTES.get(dtype, 4)
 
 
 def bandwidth(threads: int, rounds: int = 5) -> float:
     """Bytes a second that so many threads read from memory together, the best of some rounds."""
+    import numpy as np
+
     parts = np.array_split(np.ones(_STREAM // 4, np.float32), threads)
     best = float("inf")
     with ThreadPoolExecutor(threads) as pool:
@@ -110,6 +112,10 @@ def bandwidth(threads: int, rounds: int = 5) -> float:
 
 def measure(runner: backends.Runner, rows: int, length: int, new: int, rounds: int) -> dict[str, float]:
     """What one size takes, medians: the prompt with its first token, and each step after that."""
+    import numpy as np
+
+    from gpt2_core.generation_config import GenerationConfig
+
     ids = np.random.default_rng(0).integers(0, runner.config.vocab_size, (rows, length)).tolist()
 
     def seconds(count: int) -> float:

@@ -10,7 +10,7 @@ import typer
 from gpt2_app import backends, generate_settings, generate_view, terminal, writing
 from gpt2_app.generate_settings import CANDIDATES, FILL, LENGTH, NAMES, TEMPERATURE, TOP_K
 from gpt2_app.sources import check_argument
-from gpt2_app.vocabularies import DEFAULT_MODEL
+from gpt2_app.vocabularies import DEFAULT_MODEL, load_tokenizer
 
 if TYPE_CHECKING:
     from gpt2_core.sampling import GenerationConfig
@@ -342,7 +342,7 @@ def command(
     backends.check_dtype(backends.choose(framework), dtype)
     beginnings = generate_settings.prompts_of(prompt, file, prompts)
     with terminal.busy(f"loading {model} ...", quiet=quiet):
-        vocabulary = writing.load_tokenizer(tokenizer or model)
+        vocabulary = load_tokenizer(tokenizer or model)
         runner = backends.load(framework, model, device, dtype, compiled=compiled)
         helper = None if assistant is None else backends.load_assistant(runner, assistant, device, dtype)
     ids = [writing.prompt_ids(runner, vocabulary, each) for each in beginnings]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from gpt2_app import backends, failures, terminal, writing
 from gpt2_app.sources import check_argument
-from gpt2_app.vocabularies import DEFAULT_MODEL
+from gpt2_app.vocabularies import DEFAULT_MODEL, load_tokenizer
 from gpt2_core.errors import GenerationError, Gpt2Error, InputError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def generate(options: argparse.Namespace) -> list[str]:
     stop = check_argument(options.stop_token or "", "--stop_token")
     prompt = check_argument(options.prompt, "--prompt") or _ask()
     with terminal.busy(f"loading {options.model_name_or_path} ..."):
-        tokenizer = writing.load_tokenizer(options.model_name_or_path)
+        tokenizer = load_tokenizer(options.model_name_or_path)
         runner = backends.load(
             framework,
             options.model_name_or_path,

@@ -6,7 +6,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2_core.errors import InputError
@@ -142,45 +141,6 @@ def text_of(tokenizer: GPT2Tokenizer, ids: Iterable[int]) -> str:
 
 
 # -- prompts -------------------------------------------------------------------------------------------------
-
-
-def load_tokenizer(model: str) -> GPT2Tokenizer:
-    """The tokenizer of a model: the one inside its file, where it has one, else that of its name or folder.
-
-    Raises: Failure with exit code 3 for files that cannot be used, HubError for a name that cannot be found.
-    """
-    from gpt2_app import vocabularies
-    from gpt2_app.failures import reading_a_model
-    from gpt2_core.files import existing
-
-    with reading_a_model():
-        path = existing(model)
-        inside = None if path is None else _inside(path)
-    return vocabularies.load_tokenizer(model) if inside is None else inside
-
-
-def _inside(path: Path) -> GPT2Tokenizer | None:
-    """The tokenizer that a checkpoint's file holds beside its tensors, if it does; of a folder, where no other is."""
-    import tempfile
-
-    from gpt2_core.checkpoints import open_checkpoint
-    from gpt2_core.checkpoints.tokenizers import hub_files, parts_beside
-    from gpt2_core.errors import CheckpointError
-    from gpt2_core.tokenizer import GPT2Tokenizer
-
-    if path.is_dir() and parts_beside(path) is not None:
-        return None
-    try:
-        with open_checkpoint(path) as checkpoint:
-            if checkpoint.tokenizer is None:
-                return None
-            parts = checkpoint.tokenizer()
-    except CheckpointError:  # whoever needs the weights will say so
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in hub_files(parts):
-            (Path(folder) / name).write_bytes(content)
-        return GPT2Tokenizer.from_pretrained(folder)
 
 
 def prompt_ids(runner: Runner, tokenizer: GPT2Tokenizer, prompt: str) -> list[int]:
