@@ -120,9 +120,8 @@ def _check(names: tuple[str, str], dtype: str, *, gradients: bool, heatmap: Path
     from gpt2_core.comparison import TOLERANCES
 
     if dtype not in TOLERANCES:
-        raise InputError(
-            f"dtype is {dtype!r}{nearest(dtype, list(TOLERANCES))}; expected one of {', '.join(TOLERANCES)}"
-        )
+        hint = nearest(dtype, list(TOLERANCES))
+        raise InputError(f"dtype is {dtype!r}, expected one of {', '.join(TOLERANCES)}{hint}")
     if gradients and "numpy" in names:
         raise InputError(
             "the numpy reference computes no gradients; leave out --gradients, or compare two of the frameworks"

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_app.failures import reading_a_model
-from gpt2_core.checkpoints import Checkpoint, open_checkpoint
+from gpt2_core.checkpoints import Checkpoint, named_format, open_checkpoint
+from gpt2_core.checkpoints.configs import config_of
+from gpt2_core.checkpoints.holds import BESIDE, holds_of
 from gpt2_core.checkpoints.naming import BUFFERS, HEADS, LM_HEAD, TOKENS, Matching, match, same_numbers
 from gpt2_core.config import PRESETS, GPT2Config
 from gpt2_core.errors import CheckpointError, HubError
@@ -115,11 +117,14 @@ def _find(name: str, offline: bool) -> Place:
 
 
 def _on_disk(weights: Path, folder: Path) -> Place:
-    file = folder / "config.json"
-    if file.exists():
-        return Place(weights, GPT2Config.from_json_file(file), str(file), [])
-    note = f"there is no config.json in {folder}, so whether the tensors fit together cannot be told"
-    return Place(weights, None, None, [note])
+    """A checkpoint that is here, and its configuration: config.json, unless its format keeps another one."""
+    with open_checkpoint(weights) as checkpoint:
+        if checkpoint.config is None and not (folder / "config.json").exists():
+            note = f"there is no config.json in {folder}, so whether the tensors fit together cannot be told"
+            return Place(weights, None, None, [note])
+        beside = checkpoint.config is None or holds_of(named_format(checkpoint.format)).config == BESIDE
+        found = config_of(checkpoint, beside=beside)
+        return Place(weights, found.config, found.source, [])
 
 
 def _tokenizer(name: str, folder: Path | None) -> dict[str, Any] | None:

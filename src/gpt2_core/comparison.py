@@ -80,9 +80,8 @@ def coarsest(dtypes: Sequence[str]) -> str:
     """The number format with the widest tolerance. Raises: InputError for one that is not in the table."""
     for dtype in dtypes:
         if dtype not in TOLERANCES:
-            raise InputError(
-                f"dtype is {dtype!r}{nearest(dtype, list(TOLERANCES))}; expected one of {', '.join(TOLERANCES)}"
-            )
+            hint = nearest(dtype, list(TOLERANCES))
+            raise InputError(f"dtype is {dtype!r}, expected one of {', '.join(TOLERANCES)}{hint}")
     return max(dtypes, key=list(TOLERANCES).index)
 
 

@@ -253,13 +253,13 @@ class PreTrainedModel(nn.Module):
         return model.eval()
 
     def save_pretrained(
-        self, folder: str | Path, format: str = "safetensors", max_shard_bytes: int | None = None
+        self, folder: str | Path, format: str = "safetensors", max_shard_bytes: int | str | None = None
     ) -> Path:
         """Write config.json and weights into ``folder``: all of it or, whatever happens, none of it.
 
         Args:
-            format: "safetensors" or "bin".
-            max_shard_bytes: split the weights into files of at most so many bytes, with an index.
+            format: "safetensors", "bin", or any other that is written: see docs/formats.md.
+            max_shard_bytes: files of at most so many bytes, 5_000_000_000 or "5GB", with an index.
 
         Raises: CheckpointError for an unknown format, WriteError where the system refuses.
         """

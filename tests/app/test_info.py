@@ -213,3 +213,15 @@ def test_a_name_that_is_not_found_is_exit_code_6(gpt2: Run, name: str) -> None:
 )
 def test_sizes_are_written_for_people(count: int, text: str) -> None:
     assert size(count) == text
+
+
+@pytest.mark.parametrize("format", ["kerashub", "ctranslate2", "keras"])
+def test_the_configuration_is_read_where_the_format_keeps_it(gpt2_json: Run, tmp_path: Path, format: str) -> None:
+    from gpt2_core.conversion import carry_out, open_source, plan_conversion
+
+    config = TINY.replace(n_positions=24, vocab_size=97, bos_token_id=96, eos_token_id=96)
+    with open_source(str(write(tmp_path / "source", config))) as source:
+        carry_out(plan_conversion(source, tmp_path / "result", format, verify="none"))
+    found = gpt2_json("info", str(tmp_path / "result"))
+    assert (found["config"]["n_positions"], found["config"]["vocab_size"]) == (24, 97)
+    assert found["config"]["n_layer"] == config.n_layer and found["checkpoint"]["fits"] is True

@@ -21,7 +21,7 @@ FRAMEWORK = "pt" if importlib.util.find_spec("torch") else "numpy"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The page and its interface over the embedded model."""
     from gpt2_app.web.metrics import Metrics
@@ -30,8 +30,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     from gpt2_app.web.server import make_app
     from gpt2_app.web.store import Store
 
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["HF_HUB_CACHE"] = str(tmp_path_factory.mktemp("no-cache"))
+    environment = pytest.MonkeyPatch()
+    environment.setenv("HF_HUB_OFFLINE", "1")
+    environment.setenv("HF_HUB_CACHE", str(tmp_path_factory.mktemp("no-cache")))
     path = tmp_path_factory.mktemp("documents") / "documents.sqlite3"
     metrics = Metrics()
     frameworks = [FRAMEWORK] if FRAMEWORK == "numpy" else [FRAMEWORK, "numpy"]
@@ -40,6 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     address, stop = serve(make_app(pool, store, safety_for("127.0.0.1", None), metrics))
     yield Server(address, pool, store, metrics, path)
     stop()
+    environment.undo()
 
 
 @pytest.fixture
@@ -51,9 +53,12 @@ def http(server: Server) -> Iterator[Any]:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Headless Chromium; skips where there is none."""
+    """Headless Chromium; skips where there is none.
+
+    For one module: while it runs, playwright's own event loop does in this thread, where other tests start theirs.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
