@@ -175,8 +175,12 @@ def chart(path: str, results: Mapping[str, Sequence[Mapping[str, Any]]], note: s
 
     tasks = [task for task in TASKS if results.get(task)]
     longest = max(len(results[task]) for task in tasks)
-    figure, panels = pyplot.subplots(1, len(tasks), figsize=(5.2 * len(tasks), 0.36 * longest + 1.6), squeeze=False)
-    for panel, task in zip(panels[0], tasks, strict=True):
+    across = min(2, len(tasks))
+    down = -(-len(tasks) // across)
+    figure, panels = pyplot.subplots(down, across, figsize=(6 * across, (0.27 * longest + 1.2) * down), squeeze=False)
+    for panel in panels.flat[len(tasks) :]:
+        panel.set_visible(False)
+    for panel, task in zip(panels.flat[: len(tasks)], tasks, strict=True):
         rows = sorted(results[task], key=lambda row: row["best"], reverse=task != "batch")
         names = [str(row[TITLES[task]]) for row in rows]
         bars = panel.barh(
@@ -184,7 +188,8 @@ def chart(path: str, results: Mapping[str, Sequence[Mapping[str, Any]]], note: s
             [row["best"] for row in rows],
             color=["#1f5fa8" if n.startswith("gpt2_") else "#b9c0c8" for n in names],
         )
-        panel.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
+        labels = [f"{row['best']:,.0f}" if row["best"] >= 100 else f"{row['best']:.3g}" for row in rows]
+        panel.bar_label(bars, labels=labels, padding=3, fontsize=8)
         panel.set_title(f"{TITLES[task]}\n({'more' if task == 'batch' else 'less'} is better)", fontsize=10)
         panel.margins(x=0.15)
         panel.tick_params(labelsize=8)
