@@ -68,6 +68,20 @@ def longer(page: Any) -> None:
     setting(page, "length", 100)
 
 
+@pytest.fixture
+def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that takes its time, on however quick a machine."""
+    from gpt2_app.web.scheduler import Scheduler
+
+    advance = Scheduler._advance
+
+    def slow(self: Scheduler) -> None:
+        time.sleep(0.03)
+        advance(self)
+
+    monkeypatch.setattr(Scheduler, "_advance", slow)
+
+
 # -- suggestions ---------------------------------------------------------------------------------------------------
 
 
@@ -79,6 +93,7 @@ def test_tab_suggests_three_and_enter_accepts_one(page: Any) -> None:
     assert plain(ghost(page)) == plain(found[0])
     assert text_of(page) == START  # nothing is put in unasked
     page.keyboard.press("ArrowDown")
+    wait_for(lambda: plain(ghost(page)) == plain(found[1 % len(found)]))
     chosen = ghost(page)
     page.keyboard.press("Enter")
     assert text_of(page) == START + chosen
@@ -122,7 +137,7 @@ def test_a_click_accepts_and_the_button_asks(page: Any) -> None:
     assert page.evaluate("document.activeElement.id") == "text"
 
 
-def test_typing_on_cancels_the_suggestion(page: Any, server: Server) -> None:
+def test_typing_on_cancels_the_suggestion(page: Any, server: Server, slowly: None) -> None:
     longer(page)
     write(page)
     before = server.metrics.value("gpt2_requests_cancelled_total")
@@ -225,7 +240,7 @@ def test_what_is_suggested_is_told_to_screen_readers(page: Any) -> None:
     assert unnamed == []
 
 
-def test_a_deadline_is_seen_while_it_thinks(page: Any) -> None:
+def test_a_deadline_is_seen_while_it_thinks(page: Any, slowly: None) -> None:
     longer(page)
     write(page)
     page.keyboard.press("Tab")
@@ -513,7 +528,7 @@ def test_a_server_that_is_gone_loses_nothing_that_was_typed(page: Any) -> None:
     assert httpx.get(f"{address}/api/documents/{identity}").json()["text"] == START + " more"
 
 
-def test_typing_never_waits_for_the_model(page: Any) -> None:
+def test_typing_never_waits_for_the_model(page: Any, slowly: None) -> None:
     longer(page)
     write(page)
     page.keyboard.press("Tab")

@@ -55,7 +55,7 @@ def config_of(checkpoint: Checkpoint, *, beside: bool = True, infer: bool = Fals
     Raises: ConfigError, where there is none that can be used.
     """
     file = folder_of(checkpoint.path) / "config.json"
-    if beside and file.is_file():
+    if beside and file.exists():  # a folder of that name is told of where it is read
         return Known(GPT2Config.from_json_file(file), str(file))
     if checkpoint.config is not None:
         try:
