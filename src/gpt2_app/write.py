@@ -150,10 +150,13 @@ def _serve(app: Any, listening: socket.socket, address: str, pool: Any, *, brows
 
 def _warm(pool: Any) -> None:
     """Load the default model before anybody asks, and let it write a little."""
+    from gpt2_app.web.scheduler import Busy
     from gpt2_app.web.warming import warm
 
     try:
         warm(pool)
+    except Busy:  # it serves somebody already, or is told to end
+        pass
     except Exception as error:  # the first request will say it again, to whom it matters
         logging.getLogger("gpt2.write").error("the model cannot be loaded: %s", error)
 

@@ -263,8 +263,13 @@ def test_told_twice_a_run_ends_at_once():
         return 1.0
 
     backend.norm = impatient
-    with pytest.raises(KeyboardInterrupt):
-        training(backend=backend, steps=50).train()
+    # Workers that run tests side by side, and shells in the background, leave SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            training(backend=backend, steps=50).train()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(backend.updates) == 3
 
 
