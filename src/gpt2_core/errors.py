@@ -5,6 +5,7 @@
     ├── InputError               (ValueError)   input that this model cannot take
     ├── TokenizerError           (ValueError)   text, ids or vocabulary files the tokenizer cannot take
     ├── GenerationError          (ValueError)   contradictory or impossible generation settings
+    ├── TrainingError            (ValueError)   a training run that cannot go on
     ├── HubError                 (OSError)      a name that could not be turned into local files
     ├── WriteError               (OSError)      a file or folder that could not be written
     └── CheckpointError          (ValueError)   anything wrong with a checkpoint
@@ -40,6 +41,10 @@ class TokenizerError(Gpt2Error, ValueError):
 
 class GenerationError(Gpt2Error, ValueError):
     """Generation settings that are unknown, out of range, or contradict each other."""
+
+
+class TrainingError(Gpt2Error, ValueError):
+    """A run that cannot go on: its loss or its gradients are no numbers any more."""
 
 
 class HubError(Gpt2Error, OSError):

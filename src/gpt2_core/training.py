@@ -28,7 +28,7 @@ import numpy as np
 
 from gpt2_core.config import GPT2Config
 from gpt2_core.data_batches import IGNORED, Batch
-from gpt2_core.errors import ConfigError, Gpt2Error, InputError
+from gpt2_core.errors import ConfigError, InputError, TrainingError
 from gpt2_core.recipe import Recipe, differences
 from gpt2_core.schedule import rate, steps_of
 from gpt2_core.training_log import Log
@@ -50,10 +50,6 @@ from gpt2_core.training_state import (
 GROW_AFTER = 2000
 LEAST_SCALE = 2.0**-14
 _TAIL = 100  # rows of the log that a state keeps
-
-
-class TrainingError(Gpt2Error, ValueError):
-    """A run that cannot go on: its loss or its gradients are no numbers any more."""
 
 
 @dataclass(frozen=True)

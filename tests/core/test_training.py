@@ -12,14 +12,13 @@ import pytest
 
 from gpt2_core.checkpoints.tensors import Tensor
 from gpt2_core.data_batches import Batch
-from gpt2_core.errors import CheckpointError, ConfigError, InputError
+from gpt2_core.errors import CheckpointError, ConfigError, InputError, TrainingError
 from gpt2_core.parameters import parameter_table
 from gpt2_core.recipe import Recipe
 from gpt2_core.training import (
     GROW_AFTER,
     Run,
     Training,
-    TrainingError,
     drawn_seed,
     evaluate,
     flops_per_token,

@@ -12,9 +12,10 @@ import pytest
 from gpt2_core import training as loop
 from gpt2_core.config import GPT2Config
 from gpt2_core.data_batches import Batch
+from gpt2_core.errors import TrainingError
 from gpt2_core.parameters import parameter_table
 from gpt2_core.recipe import Recipe
-from gpt2_core.training import Run, Training, TrainingError
+from gpt2_core.training import Run, Training
 from gpt2_core.training_state import folder_of, open_state
 from models import random_ids, small_config
 from tolerances import error
