@@ -243,7 +243,13 @@ def _examples(recipe: Recipe, tokenizer: GPT2Tokenizer) -> tuple[Any, Any]:
 
     found = read_examples(recipe.data, recipe.task, tokenizer)
     if recipe.validation is not None:
-        return found, read_examples(recipe.validation, recipe.task, tokenizer, label_names=found.label_names)
+        apart = read_examples(recipe.validation, recipe.task, tokenizer, label_names=found.label_names)
+        if found.label_names is None and apart.label_names is not None:
+            raise InputError(
+                f"{recipe.validation} names its classes ({', '.join(map(repr, apart.label_names[:4]))}), but those of "
+                f"{recipe.data} are numbers; give the same labels in both"
+            )
+        return found, apart
     return found.split(recipe.val_fraction, recipe.seed) if recipe.val_fraction else (found, None)
 
 

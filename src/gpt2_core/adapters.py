@@ -1,6 +1,7 @@
 """LoRA: beside a kernel two thin matrices, which are trained in its place. Names, shapes and values; no framework.
 
-    adapter_table(config, head, lora) -> rows as of the parameter table: "<layer>.lora_A" and "<layer>.lora_B"
+    adapter_table(config, head, lora) -> rows as of the parameter table: "<layer>.lora_A" and "<layer>.lora_B",
+                                         and those of the model's own head, which is trained whole
     merged(kernel, a, b, scale)          the kernel with what was learned in it
     write_adapter(folder, ...), read_adapter(folder)
     fitted(adapter, config, head)        a read adapter under the names of one model, or why it is not for it
@@ -42,17 +43,26 @@ if TYPE_CHECKING:
 A, B = ".lora_A", ".lora_B"
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 _OLDER_WEIGHTS = "adapter_model.bin"  # peft before 0.6
-_THEIRS = "base_model.model."
+_THEIRS, _SUFFIX = "base_model.model.", ".weight"
 # Settings of peft that change what an adapter computes, in ways that are not made here (peft 0.21, LoraConfig).
 _NOT_PLAIN = (
     "use_dora", "use_qalora", "lora_bias", "rank_pattern", "alpha_pattern", "alora_invocation_tokens",
-    "layer_replication", "trainable_token_indices", "modules_to_save", "target_parameters", "arrow_config",
-    "use_bdlora", "kasa_config",
+    "layer_replication", "trainable_token_indices", "target_parameters", "arrow_config", "use_bdlora", "kasa_config",
 )  # fmt: skip
 # Ways to begin that leave the model beside it as it was; others, as "pissa", take something out of its kernels.
 _BEGINNINGS = (None, True, False, "gaussian", "orthogonal", "eva")
-# The models that peft can wrap for generation.
-_GENERATING = ("GPT2LMHeadModel", "GPT2DoubleHeadsModel")
+# What peft takes a model to be for: by its class.
+_TASKS = {
+    "GPT2LMHeadModel": "CAUSAL_LM",
+    "GPT2DoubleHeadsModel": "CAUSAL_LM",
+    "GPT2ForSequenceClassification": "SEQ_CLS",
+    "GPT2ForTokenClassification": "TOKEN_CLS",
+    "GPT2ForQuestionAnswering": "QUESTION_ANS",
+}
+# The heads that are trained whole beside an adapter: they start from chance. peft names them alike.
+_HEADS = {
+    "score": Head.SEQUENCE, "multiple_choice_head": Head.DOUBLE, "classifier": Head.TOKEN, "qa_outputs": Head.QA,
+}  # fmt: skip
 # Settings that leave some of the target's layers out.
 _SOME_LAYERS = ("layers_to_transform", "exclude_modules")
 
@@ -92,9 +102,10 @@ def target_kernels(config: GPT2Config, head: Head | str, targets: Sequence[str])
 
 
 def adapter_table(config: GPT2Config, head: Head | str, lora: Lora) -> tuple[Parameter, ...]:
-    """The rows of the adapter's own parameters, two for each kernel that it stands beside.
+    """The rows of what is trained: two for each kernel that the adapter stands beside, and the head's own, if any.
 
     A starts from a normal distribution of standard deviation 1 / sqrt(in), B at zero (Hu et al. 2021, section 4.1).
+    A head of its own (not a language model's, which is the token table) is trained whole, under its own names.
     """
     rows: list[Parameter] = []
     for kernel in target_kernels(config, head, lora.targets):
@@ -102,7 +113,12 @@ def adapter_table(config: GPT2Config, head: Head | str, lora: Lora) -> tuple[Par
         n_in, n_out = kernel.shape
         rows.append(Parameter(layer + A, (lora.rank, n_in), "normal", 1 / math.sqrt(n_in), True))
         rows.append(Parameter(layer + B, (n_out, lora.rank), "zeros", 0.0, True))
-    return tuple(rows)
+    return (*rows, *(row for row in parameter_table(config, head) if is_of_head(row.name)))
+
+
+def is_of_head(name: str) -> bool:
+    """Whether a parameter is one of a head's own, which is trained whole beside an adapter."""
+    return name.partition(".")[0] in _HEADS
 
 
 def merged(kernel: NDArray[Any], a: NDArray[Any], b: NDArray[Any], scale: float, sign: int = 1) -> NDArray[Any]:
@@ -120,10 +136,14 @@ def merge_all(
 ) -> dict[str, NDArray[Any]]:
     """All parameters by name, those that the ``adapter`` stands beside merged with it; ``kernels`` are not changed.
 
+    A head that was trained with it is taken as it is; ``sign`` -1 leaves it.
+
     Raises: CheckpointError, for an adapter beside a kernel that is not there.
     """
     out = dict(kernels)
     for name in adapter:
+        if is_of_head(name) and sign > 0:
+            out[name] = adapter[name]
         if not name.endswith(A):
             continue
         layer = name.removesuffix(A)
@@ -143,7 +163,7 @@ def write_adapter(
 
     Raises: WriteError.
     """
-    renamed = {f"{_THEIRS}{name}.weight": tensor for name, tensor in tensors.items()}
+    renamed = {f"{_THEIRS}{name}{_SUFFIX if name.endswith((A, B)) else ''}": each for name, each in tensors.items()}
     safetensors.write(folder / WEIGHTS, renamed)
     settings = {
         "base_model_name_or_path": base,
@@ -151,12 +171,11 @@ def write_adapter(
         "fan_in_fan_out": True,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
+        "modules_to_save": sorted({name.partition(".")[0] for name in tensors if is_of_head(name)}) or None,
         "peft_type": "LORA",
         "r": lora.rank,
         "target_modules": list(lora.targets),
-        # Seen with peft 0.21: beside a classifier CAUSAL_LM fails for want of generation, and SEQ_CLS for want of the
-        # head's own weights in the adapter. Without a task it is loaded as it is.
-        "task_type": "CAUSAL_LM" if architecture in _GENERATING else None,
+        "task_type": _TASKS.get(architecture),
     }
     with atomic_write(folder / SETTINGS) as file:
         file.write(json.dumps(settings, indent=1).encode("utf-8") + b"\n")
@@ -218,6 +237,8 @@ def _check_plain(settings: Mapping[str, Any], path: Path) -> None:
     if kind != "LORA":
         raise CheckpointError(f"{path} is of {kind!r}, not of plain LoRA, which alone can be read here")
     found = [name for name in _NOT_PLAIN if settings.get(name)]
+    if not set(_HEADS).issuperset(settings.get("modules_to_save") or ()):
+        found.append("modules_to_save")
     if settings.get("bias", "none") not in (None, "none"):
         found.append("bias")
     if settings.get("init_lora_weights") not in _BEGINNINGS:
@@ -234,14 +255,15 @@ def _arrays(folder: Path) -> dict[str, NDArray[Any]]:
     """The arrays of an adapter under our names."""
     older = not (folder / WEIGHTS).exists() and (folder / _OLDER_WEIGHTS).exists()
     with pickled.read(folder / _OLDER_WEIGHTS) if older else safetensors.read(folder / WEIGHTS) as file:
-        return {
-            name.removeprefix(_THEIRS).removesuffix(".weight"): np.array(tensor.array())
-            for name, tensor in file.items()
-        }
+        named = {name.removeprefix(_THEIRS): np.array(tensor.array()) for name, tensor in file.items()}
+    lora = (A + _SUFFIX, B + _SUFFIX)
+    return {name.removesuffix(_SUFFIX) if name.endswith(lora) else name: array for name, array in named.items()}
 
 
 def fitted(adapter: Adapter, config: GPT2Config, head: Head | str) -> Adapter:
     """The adapter under the names of one model: an adapter of a model without a head fits that model with any.
+
+    Where a model's head was not trained with the adapter, `arrays` have none of it.
 
     Raises: CheckpointMismatchError with all that is missing, unexpected or misshaped.
     """
@@ -251,7 +273,9 @@ def fitted(adapter: Adapter, config: GPT2Config, head: Head | str) -> Adapter:
     known = tuple(one for one in targets if any(f".{layer}".endswith(f".{one}") for layer in layers))
     lora = replace(adapter.lora, targets=known)
     arrays = {_named_here(name, table): array for name, array in adapter.arrays.items()}
-    rows = {row.name: row.shape for row in adapter_table(config, head, lora)}
+    headed = any(map(is_of_head, arrays))
+    table_of_all = adapter_table(config, head, lora)
+    rows = {row.name: row.shape for row in table_of_all if headed or not is_of_head(row.name)}
     missing = [name for name in rows if name not in arrays]
     unexpected = [name for name in arrays if name not in rows]
     there = {name: shape for name, shape in rows.items() if name in arrays}
@@ -280,14 +304,56 @@ def adapted(source: Source, folder: str | Path) -> Source:
     Raises: CheckpointError, where there is no adapter that can be read; CheckpointMismatchError, where it is another
     model's.
     """
-    adapter = fitted(read_adapter(folder), source.config, source.head)
+    saved = read_adapter(folder)
+    source = _with_head(source, saved)
+    adapter = fitted(saved, source.config, source.head)
     checkpoint, tensors = source.checkpoint, dict(source.checkpoint)
     layers = [name.removesuffix(A) for name in adapter.arrays if name.endswith(A)]
     for layer in layers:
         there = source.matching.names[f"{layer}.weight"]
         tensors[there] = _merged_tensor(tensors[there], adapter, layer)
+    heads = [name for name in adapter.arrays if is_of_head(name)]
+    for name in heads:
+        there = source.matching.names[name]
+        tensors[there] = converted(Tensor.of(adapter.arrays[name]), tensors[there].dtype)
     note = f"{adapter} is merged into {len(layers)} kernels"
-    merged_checkpoint = Checkpoint(
+    if heads:
+        note += f"; {', '.join(heads)} {'is' if len(heads) == 1 else 'are'} as trained with it"
+    return replace(source, checkpoint=_holding(checkpoint, tensors, (*checkpoint.notes, note)))
+
+
+def _with_head(source: Source, adapter: Adapter) -> Source:
+    """The model with the head that was trained with the adapter, where it has none of its own: as yet the adapter's."""
+    found = {_HEADS[name.partition(".")[0]] for name in adapter.arrays if is_of_head(name)}
+    if len(found) != 1 or source.head in found or source.head not in (Head.NONE, Head.LM):
+        return source
+    head = found.pop()
+    config = source.config
+    if head is not Head.DOUBLE:
+        rows = {len(array) for name, array in adapter.arrays.items() if is_of_head(name)}
+        config = config.replace(num_labels=max(rows))
+    names, tensors = {}, dict(source.checkpoint)
+    kind = next(iter(source.tensors().values())).dtype
+    for row in parameter_table(config, head):
+        if is_of_head(row.name):
+            if row.name not in adapter.arrays:
+                return source  # `fitted` tells what does not fit
+            names[row.name] = row.name
+            tensors[row.name] = converted(Tensor.of(adapter.arrays[row.name]), kind)
+        else:
+            names[row.name] = source.matching.names[_named_here(row.name, source.matching.names)]
+    return replace(
+        source,
+        checkpoint=_holding(source.checkpoint, tensors, source.checkpoint.notes),
+        known=replace(source.known, config=config),
+        head=head,
+        matching=replace(source.matching, names=names),
+    )
+
+
+def _holding(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], notes: tuple[str, ...]) -> Checkpoint:
+    """The checkpoint with other tensors and notes."""
+    return Checkpoint(
         tensors,
         format=checkpoint.format,
         path=checkpoint.path,
@@ -299,10 +365,9 @@ def adapted(source: Source, folder: str | Path) -> Source:
         tokenizer=checkpoint.tokenizer,
         names_in_file=checkpoint.names_in_file,
         ignored=checkpoint.ignored,
-        notes=(*checkpoint.notes, note),
+        notes=notes,
         config_file=checkpoint.config_file,
     )
-    return replace(source, checkpoint=merged_checkpoint)
 
 
 def _merged_tensor(kernel: Tensor, adapter: Adapter, layer: str) -> Tensor:

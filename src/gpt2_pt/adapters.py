@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2_core.adapters import A, B, Lora, adapter_table, fitted, merged, read_adapter
+from gpt2_core.adapters import A, B, Lora, adapter_table, fitted, is_of_head, merged, read_adapter
 from gpt2_core.errors import InputError
 from gpt2_core.initialization import initial_value
 from gpt2_pt.weights import PreTrainedModel
@@ -25,9 +25,10 @@ class _Held:
 
 
 def attach(model: PreTrainedModel, lora: Lora, seed: int = 0) -> dict[str, nn.Parameter]:
-    """Freeze the model and stand an adapter beside its kernels; the adapter's parameters by name.
+    """Freeze the model and stand an adapter beside its kernels; what is left to train by name.
 
-    They start from ``seed``, the same bits in every framework, and live in the layers themselves.
+    That is the adapter's parameters, which start from ``seed``, the same bits in every framework, and live in the
+    layers themselves; and those of a head of the model's own, which is not frozen.
 
     Raises: ConfigError, for targets that the model does not have; InputError, where it has an adapter already.
     """
@@ -37,6 +38,9 @@ def attach(model: PreTrainedModel, lora: Lora, seed: int = 0) -> dict[str, nn.Pa
     made: dict[str, nn.Parameter] = {}
     held = _Held(lora, [])
     for row in adapter_table(model.config, model.head, lora):
+        if is_of_head(row.name):
+            made[row.name] = model.get_parameter(row.name).requires_grad_()
+            continue
         owner, _, leaf = row.name.rpartition(".")
         parameter = nn.Parameter(torch.from_numpy(initial_value(row, seed)).to(model.device, model.dtype))
         layer = model.get_submodule(owner)
@@ -49,7 +53,9 @@ def attach(model: PreTrainedModel, lora: Lora, seed: int = 0) -> dict[str, nn.Pa
 
 
 def attach_saved(model: PreTrainedModel, folder: str | Path) -> dict[str, nn.Parameter]:
-    """Freeze the model and stand a saved adapter, ours or peft's, beside its kernels; the adapter's parameters by name.
+    """Freeze the model and stand a saved adapter, ours or peft's, beside its kernels; what is left to train by name.
+
+    A head that was trained with the adapter takes the place of the model's.
 
     Raises: CheckpointError, where there is no adapter that can be read; CheckpointMismatchError, where it is another
     model's; InputError, where the model has an adapter already.
@@ -57,8 +63,8 @@ def attach_saved(model: PreTrainedModel, folder: str | Path) -> dict[str, nn.Par
     saved = fitted(read_adapter(folder), model.config, model.head)
     made = attach(model, saved.lora)
     with torch.no_grad():
-        for name, parameter in made.items():
-            parameter.copy_(torch.from_numpy(saved.arrays[name]))
+        for name, array in saved.arrays.items():
+            made[name].copy_(torch.from_numpy(array))
     return made
 
 
@@ -82,7 +88,7 @@ def adapter_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 
 
 def detach(model: PreTrainedModel) -> None:
-    """Take the adapter away; the model is what it was, and can be trained again."""
+    """Take the adapter away; but for a head trained with it the model is what it was, and can be trained again."""
     held = held_by(model)
     if held is None:
         return

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from gpt2_core.adapters import A, B, Lora, adapter_table, fitted, merged, read_adapter
+from gpt2_core.adapters import A, B, Lora, adapter_table, fitted, is_of_head, merged, read_adapter
 from gpt2_core.errors import InputError
 from gpt2_core.initialization import initial_value
 from gpt2_tf.layers import Tensor, dropout
@@ -18,19 +18,23 @@ from gpt2_tf.weights import PreTrainedModel
 
 @dataclass
 class _Held:
-    """An adapter on a model: its variables by name, the layers it stands beside, and the seed of its dropout."""
+    """An adapter on a model: its variables by name, the layers it stands beside, and the seed of its dropout.
+
+    ``heads``: the variables of a head that is trained with it.
+    """
 
     lora: Lora
     variables: dict[str, Any] = field(default_factory=dict)
+    heads: dict[str, Any] = field(default_factory=dict)
     layers: list[Any] = field(default_factory=list)
     seed: Tensor | None = None
 
 
 def attach(model: PreTrainedModel, lora: Lora, seed: int = 0) -> dict[str, Any]:
-    """Freeze the model and stand an adapter beside its kernels; the adapter's parameters by name.
+    """Freeze the model and stand an adapter beside its kernels; what is left to train by name.
 
-    They start from ``seed``, the same bits in every framework, and are no variables of the layers: a model is saved
-    without its adapter.
+    That is the adapter's parameters, which start from ``seed``, the same bits in every framework, and are no variables
+    of the layers: a model is saved without its adapter; and those of a head of the model's own, which is not frozen.
 
     Raises: ConfigError, for targets that the model does not have; InputError, where it has an adapter already.
     """
@@ -38,6 +42,9 @@ def attach(model: PreTrainedModel, lora: Lora, seed: int = 0) -> dict[str, Any]:
         raise InputError("the model has an adapter already, expected none; merge it or detach it first")
     held = _Held(lora)
     for row in adapter_table(model.config, model.head, lora):
+        if is_of_head(row.name):
+            held.heads[row.name] = model.get_parameter(row.name)
+            continue
         held.variables[row.name] = tf.Variable(initial_value(row, seed), dtype=model.variable_dtype)
         if row.name.endswith(B):
             layer = model.get_parameter(row.name.removesuffix(B))
@@ -45,20 +52,24 @@ def attach(model: PreTrainedModel, lora: Lora, seed: int = 0) -> dict[str, Any]:
             held.layers.append(layer)
             layer.__dict__["call"] = _beside(layer.call, held, *pair, len(held.layers))
     model.trainable = False
+    for variable in held.heads.values():
+        variable.trainable = True
     model.__dict__["_lora"] = held  # past Keras, which would take the variables for the model's own
-    return held.variables
+    return held.variables | {name: variable._value for name, variable in held.heads.items()}
 
 
 def attach_saved(model: PreTrainedModel, folder: str | Path) -> dict[str, Any]:
-    """Freeze the model and stand a saved adapter, ours or peft's, beside its kernels; the adapter's parameters by name.
+    """Freeze the model and stand a saved adapter, ours or peft's, beside its kernels; what is left to train by name.
+
+    A head that was trained with the adapter takes the place of the model's.
 
     Raises: CheckpointError, where there is no adapter that can be read; CheckpointMismatchError, where it is another
     model's; InputError, where the model has an adapter already.
     """
     saved = fitted(read_adapter(folder), model.config, model.head)
     made = attach(model, saved.lora)
-    for name, variable in made.items():
-        variable.assign(tf.cast(saved.arrays[name], variable.dtype))
+    for name, array in saved.arrays.items():
+        made[name].assign(tf.cast(array, made[name].dtype))
     return made
 
 
@@ -86,7 +97,7 @@ def adapter_parameters(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def detach(model: PreTrainedModel) -> None:
-    """Take the adapter away; the model is what it was, and can be trained again."""
+    """Take the adapter away; but for a head trained with it the model is what it was, and can be trained again."""
     held = held_by(model)
     if held is None:
         return

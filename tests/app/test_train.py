@@ -16,8 +16,13 @@ import pytest
 from app_process import Run, environment
 
 from gpt2_app.train import TimeLeft, in_words
-from gpt2_core.checkpoints import open_checkpoint
+from gpt2_core.checkpoints import Tensor, open_checkpoint
+from gpt2_core.config import GPT2Config
+from gpt2_core.initialization import initial_value, initial_values
+from gpt2_core.parameters import parameter_table
+from gpt2_core.pretrained import save_pretrained
 from gpt2_core.recipe import read_recipe
+from gpt2_core.tokenizer import GPT2Tokenizer
 from gpt2_core.training_log import Log
 from gpt2_core.training_state import steps_in
 
@@ -29,6 +34,10 @@ SMALL = {
 TEXT = "\n".join(
     f"There was once a king who had {number} sons, and the youngest was called Jack." for number in range(90)
 )
+
+LABELLED = [{"text": f"this is {word}", "label": word} for word in ("good", "bad") * 6]
+CHOICES = [{"context": f"Count {n}", "candidates": [f" {n}", " no"], "label": 0} for n in range(12)]
+BASE = GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=32)
 
 
 def options(**settings: Any) -> list[str]:
@@ -184,11 +193,8 @@ def test_ctrl_c_saves_and_the_other_framework_goes_on(text: Path, tmp_path: Path
     ("task", "lines"),
     [
         ("instruction", [{"prompt": f"Say {n}:", "response": f" {n}"} for n in range(12)]),
-        ("classification", [{"text": f"this is {word}", "label": word} for word in ("good", "bad") * 6]),
-        (
-            "double_heads",
-            [{"context": f"Count {n}", "candidates": [f" {n}", " no"], "label": 0} for n in range(12)],
-        ),
+        ("classification", LABELLED),
+        ("double_heads", CHOICES),
     ],
 )
 def test_tasks_are_learnt_from_lines_of_json(
@@ -206,6 +212,16 @@ def test_tasks_are_learnt_from_lines_of_json(
     assert kinds[task] in config["architectures"][0]
 
 
+def test_classes_with_numbers_here_and_names_there_are_told(gpt2: Run, tmp_path: Path) -> None:
+    numbers, names = tmp_path / "numbers.jsonl", tmp_path / "names.jsonl"
+    numbers.write_text("".join(json.dumps(line | {"label": n % 2}) + "\n" for n, line in enumerate(LABELLED)))
+    names.write_text("".join(json.dumps(line) + "\n" for line in LABELLED))
+    told = options(task="classification", validation=names, steps=1)
+    done = gpt2("train", numbers, "--out", tmp_path / "run", *told)
+    assert done.exit_code == 3
+    assert "names its classes ('bad', 'good'), but those of" in " ".join(done.stderr.split())
+
+
 def test_an_adapter_is_written_alone_and_merged(gpt2: Run, text: Path, tmp_path: Path, one_thread: None) -> None:
     out = tmp_path / "run"
     done = gpt2("train", text, "--out", out, *options(steps=3, lr=0.1, lora_rank=2))
@@ -218,6 +234,43 @@ def test_an_adapter_is_written_alone_and_merged(gpt2: Run, text: Path, tmp_path:
     saved = read_adapter(out / "adapter")
     assert (saved.lora.rank, saved.base) == (2, "gpt2")
     assert all(array.any() for array in saved.arrays.values())
+
+
+@pytest.mark.parametrize(
+    ("task", "lines", "head"),
+    [
+        ("classification", LABELLED, ["score.weight"]),
+        ("double_heads", CHOICES, ["multiple_choice_head.summary.weight", "multiple_choice_head.summary.bias"]),
+    ],
+)
+def test_a_head_is_trained_with_an_adapter_and_both_make_the_model_again(
+    gpt2: Run, task: str, lines: list[dict[str, Any]], head: list[str], tmp_path: Path, one_thread: None
+) -> None:
+    from gpt2_core.adapters import read_adapter
+    from gpt2_core.conversion import open_source
+
+    tensors = {name: Tensor.of(array) for name, array in initial_values(BASE, "lm", 1).items()}
+    save_pretrained(tmp_path / "base", BASE, "lm", tensors, architecture="GPT2LMHeadModel")
+    GPT2Tokenizer().save_pretrained(tmp_path / "base")
+    path, out = tmp_path / "lines.jsonl", tmp_path / "run"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = {"model": tmp_path / "base", "task": task, "steps": 4, "lr": 0.1, "lora_rank": 2, "block_size": 16}
+    told = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    done = gpt2("train", path, "--out", out, *told)
+    assert done.exit_code == 0, done.stderr
+    arrays = read_adapter(out / "adapter").arrays
+    assert set(head) == {name for name in arrays if "lora" not in name}
+    drawn = {row.name: initial_value(row, 0) for row in parameter_table(BASE, "sequence")}
+    if task == "classification":
+        assert (arrays["score.weight"] != drawn["score.weight"]).all()
+    done = gpt2("convert", tmp_path / "base", tmp_path / "again", "--adapter", out / "adapter")
+    assert done.exit_code == 0, done.output
+    assert f"{', '.join(head)} {'is' if len(head) == 1 else 'are'} as trained with it" in " ".join(done.stdout.split())
+    with open_source(tmp_path / "again") as again, open_source(out / "final") as final:
+        assert again.head == final.head and again.config.num_labels == final.config.num_labels
+        ours, theirs = again.tensors(), final.tensors()
+        assert list(ours) == list(theirs)
+        assert all((ours[name].array() == theirs[name].array()).all() for name in ours)
 
 
 @pytest.mark.parametrize(

@@ -82,19 +82,42 @@ def test_an_adapter_is_read_as_it_was_written_and_by_peft_s_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "task"),
+    ("architecture", "head", "task", "whole"),
     [
-        ("GPT2LMHeadModel", "CAUSAL_LM"),
-        ("GPT2DoubleHeadsModel", "CAUSAL_LM"),
-        ("GPT2ForSequenceClassification", None),
+        ("GPT2Model", "none", None, None),
+        ("GPT2LMHeadModel", "lm", "CAUSAL_LM", None),
+        ("GPT2DoubleHeadsModel", "double", "CAUSAL_LM", ["multiple_choice_head"]),
+        ("GPT2ForSequenceClassification", "sequence", "SEQ_CLS", ["score"]),
+        ("GPT2ForTokenClassification", "token", "TOKEN_CLS", ["classifier"]),
+        ("GPT2ForQuestionAnswering", "qa", "QUESTION_ANS", ["qa_outputs"]),
     ],
 )
-def test_an_adapter_names_the_task_of_the_model_it_stands_beside(tmp_path, architecture, task):
+def test_an_adapter_names_the_task_of_its_model_and_holds_its_head(tmp_path, architecture, head, task, whole):
     lora = Lora(2, 4.0, ("attn.c_attn",))
-    arrays = {row.name: Tensor.of(np.ones(row.shape, np.float32)) for row in adapter_table(CONFIG, "lm", lora)}
-    write_adapter(tmp_path, lora, arrays, "gpt2", architecture)
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["task_type"] == task
-    assert read_adapter(tmp_path).lora == lora
+    table = adapter_table(CONFIG, head, lora)
+    arrays = {row.name: np.random.default_rng(1).normal(size=row.shape).astype(np.float32) for row in table}
+    write_adapter(tmp_path, lora, {name: Tensor.of(array) for name, array in arrays.items()}, "gpt2", architecture)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (settings["task_type"], settings["modules_to_save"]) == (task, whole)
+    again = fitted(read_adapter(tmp_path), CONFIG, head)
+    assert again.lora == lora
+    assert same(again.arrays, arrays)
+    of_head = {row.name for row in parameter_table(CONFIG, head)} & set(arrays)
+    assert {name.partition(".")[0] for name in of_head} == set(whole or ())
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
+
+
+def test_a_head_is_trained_whole_and_taken_as_it_is(tmp_path):
+    lora = Lora(2, 4.0, ("attn.c_attn",))
+    kernels = {row.name: np.zeros(row.shape) for row in parameter_table(CONFIG, "sequence")}
+    arrays = {row.name: np.ones(row.shape) for row in adapter_table(CONFIG, "sequence", lora)}
+    assert (merge_all(kernels, arrays, lora.scale)["score.weight"] == 1).all()
+    assert not merge_all(kernels, arrays, lora.scale, -1)["score.weight"].any()
+    # Beside another head it stands as well, where it has none of its own.
+    assert not any(name.startswith("score") for name in fitted(saved(tmp_path), CONFIG, "sequence").arrays)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +132,10 @@ def test_an_adapter_names_the_task_of_the_model_it_stands_beside(tmp_path, archi
         ('{"r": 1, "lora_alpha": 1, "target_modules": [], "peft_type": "LORA", "init_lora_weights": "pissa"}', "pissa"),
         ('{"r": 1, "lora_alpha": 1, "target_modules": [], "peft_type": "IA3"}', "not of plain LoRA"),
         ('{"r": 1, "lora_alpha": 1, "target_modules": [], "peft_type": "LORA", "use_dora": true}', "not of plain LoRA"),
+        (
+            '{"r": 1, "lora_alpha": 1, "target_modules": [], "peft_type": "LORA", "modules_to_save": ["wte"]}',
+            "modules_to_save=['wte']",
+        ),
     ],
 )
 def test_an_adapter_that_cannot_be_read_is_reported(tmp_path, settings, words):
@@ -146,7 +173,7 @@ def test_an_adapter_of_a_model_without_a_head_fits_the_model_with_one_and_back(t
         ),
         ({"transformer.h.0.attn.c_attn.lora_B": None}, {}, "missing (1)"),
         ({"model.layers.0.q_proj.lora_A": np.ones((2, 8), np.float32)}, {}, "unexpected (1)"),
-        ({"score": np.ones((2, 8), np.float32)}, {}, "unexpected (1)"),
+        ({"score.weight": np.ones((2, 8), np.float32)}, {}, "unexpected (1)"),
         ({}, {"n_layer": 1}, "unexpected (2)"),
         ({}, {"n_layer": 3}, "missing (2)"),
         ({}, {"n_embd": 16}, "misshaped (4)"),

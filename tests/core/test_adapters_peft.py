@@ -55,6 +55,18 @@ def test_the_model_with_peft_s_adapter_merged_computes_what_peft_computed(theirs
     assert saved.base == "base" and len(saved.arrays) == 2 * KERNELS[case]
 
 
+def test_a_classifier_that_peft_trained_is_made_of_the_model_without_a_head(theirs: Path) -> None:
+    with np.load(theirs / "answers.npz") as answers:
+        expected, ids = answers["classifier"], answers["ids"]
+    assert expected.shape == (2, 3)
+    assert (
+        np.abs(computed(theirs / "base", theirs / "classifier", ids) - expected).max() < 2e-5 * np.abs(expected).max()
+    )
+    with open_source(theirs / "base") as opened:
+        source = adapted(opened, theirs / "classifier")
+        assert (source.head, source.config.num_labels) == (Head.SEQUENCE, 3)
+
+
 @pytest.mark.parametrize(("case", "word"), [("dora", "use_dora"), ("ranks", "rank_pattern")])
 def test_what_is_not_plain_lora_is_refused_by_the_setting_s_name(theirs: Path, case: str, word: str) -> None:
     with pytest.raises(CheckpointError, match=f"not of plain LoRA.*{word}"):
@@ -77,31 +89,42 @@ def test_an_adapter_that_lacks_layers_of_its_targets_is_another_model_s(theirs: 
 
 
 LIVE = {
-    "ours": Lora(3, 7.0, ("attn.c_attn", "mlp.c_proj")),
-    "one": Lora(2, 2.0, ("h.1.mlp.c_fc",), 0.1),
+    "ours": (Lora(3, 7.0, ("attn.c_attn", "mlp.c_proj")), "GPT2LMHeadModel"),
+    "one": (Lora(2, 2.0, ("h.1.mlp.c_fc",), 0.1), "GPT2LMHeadModel"),
+    "classifier": (Lora(3, 7.0, ("attn.c_attn",)), "GPT2ForSequenceClassification"),
+    "choices": (Lora(3, 7.0, ("attn.c_attn",)), "GPT2DoubleHeadsModel"),
 }
+HEADS = {
+    "GPT2LMHeadModel": Head.LM, "GPT2ForSequenceClassification": Head.SEQUENCE, "GPT2DoubleHeadsModel": Head.DOUBLE,
+}  # fmt: skip
 INTERPRETER = os.environ.get("GPT2_DUET_PEFT", "")
 
 
 @pytest.mark.skipif(not INTERPRETER, reason="GPT2_DUET_PEFT names no Python that has peft")
 def test_peft_computes_our_logits_from_the_adapters_that_we_write(tmp_path: Path) -> None:
     config = small_config()
-    values = {name: array.astype(np.float32) for name, array in random_parameters(config, "lm").items()}
-    tensors = {name: Tensor.of(array) for name, array in values.items()}
-    save_pretrained(tmp_path / "base", config, Head.LM, tensors, architecture="GPT2LMHeadModel")
     ids, jobs, pick = np.random.default_rng(1).integers(0, 37, (2, 9)), [], np.random.default_rng(2)
     np.save(tmp_path / "ids.npy", ids)
     expected = {}
-    for name, lora in LIVE.items():
+    for name, (lora, architecture) in LIVE.items():
+        head = HEADS[architecture]
+        values = {each: array.astype(np.float32) for each, array in random_parameters(config, head).items()}
+        tensors = {each: Tensor.of(array) for each, array in values.items()}
+        save_pretrained(tmp_path / architecture, config, head, tensors, architecture=architecture)
         arrays = {
-            row.name: pick.normal(0, 0.4, row.shape).astype(np.float32) for row in adapter_table(config, "lm", lora)
+            row.name: pick.normal(0, 0.4, row.shape).astype(np.float32) for row in adapter_table(config, head, lora)
         }
         (tmp_path / name).mkdir()
-        write_adapter(tmp_path / name, lora, {each: Tensor.of(array) for each, array in arrays.items()}, "base")
+        tensors = {each: Tensor.of(array) for each, array in arrays.items()}
+        write_adapter(tmp_path / name, lora, tensors, architecture, architecture)
         together = merge_all({each: array.astype(np.float64) for each, array in values.items()}, arrays, lora.scale)
-        expected[name] = np.asarray(ReferenceModel(config, together, "lm")(ids).logits)
-        places = {key: str(tmp_path / file) for key, file in (("base", "base"), ("adapter", name), ("ids", "ids.npy"))}
-        jobs.append(places | {"answers": f"{tmp_path / name}.npy"})
+        model = ReferenceModel(config, together, head)
+        if head is Head.DOUBLE:
+            expected[name] = np.asarray(model(ids[None], mc_token_ids=np.full((1, 2), 8)).mc_logits)
+        else:
+            expected[name] = np.asarray(model(ids).logits)
+        places = {"base": architecture, "adapter": name, "ids": "ids.npy", "answers": f"{name}.npy"}
+        jobs.append({key: str(tmp_path / file) for key, file in places.items()})
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     command = [INTERPRETER, str(PEERS / "make_peft.py"), "answer", str(tmp_path / "jobs.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -207,6 +207,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "accumulation and ema": {"accumulation": 2, "ema_decay": 0.75},
     "frozen and not clipped": {"freeze": ("transformer.wte.*", "transformer.h.0.*"), "clip": 0.0, "schedule": "linear"},
     "lora": {"lora_rank": 3, "lora_alpha": 6.0, "lora_targets": ("attn.c_attn", "mlp.c_proj")},
+    "lora with a head": {"lora_rank": 3, "lora_alpha": 6.0, "task": "classification"},
     "checkpointing": {"gradient_checkpointing": True},
 }
 
@@ -217,7 +218,7 @@ def test_ten_steps_of_every_kind_are_the_same(framework, of_pytorch, settings):
         pytest.skip("PyTorch is what the others are held to")
     recipe = recipe_of(**settings)
     expected_losses, expected = of_pytorch(recipe, 10)
-    losses, weights, _ = ran(framework.name, recipe, 10)
+    losses, weights, _ = ran(framework.name, recipe, 10, source=Source(CONFIG, task=recipe.task))
     assert error(losses, expected_losses) <= 1e-5
     assert worst(weights, expected) <= 1e-4
 

@@ -7,9 +7,9 @@ Runs in an environment of its own, which has peft, transformers and torch (and n
     python make_peft.py answer jobs.json          # for tests/core/test_adapters_peft.py
 
 `make` writes adapters.zip: base/, a small model; for each of CASES the folder of an adapter beside it; and answers.npz,
-the ids, the logits of the model alone ("base"), and those with each adapter. `answer` takes a list of {"base",
-"adapter", "ids", "answers"}: the folders of a model and of an adapter that somebody else wrote, ids as .npy, and where
-to put the logits.
+the ids, the logits of the model alone ("base"), and those with each adapter ("classifier": of three classes). `answer`
+takes a list of {"base", "adapter", "ids", "answers"}: the folders of a model and of an adapter that somebody else
+wrote, ids as .npy, and where to put the logits: of tokens, of classes, or of two choices, as the model is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2DoubleHeadsModel, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 CONFIG = {"vocab_size": 37, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2}
 CASES: dict[str, dict[str, Any]] = {
@@ -36,12 +36,21 @@ CASES: dict[str, dict[str, Any]] = {
     "rslora": {"target_modules": ["c_fc"], "use_rslora": True},
     "dora": {"use_dora": True},
     "ranks": {"target_modules": ["c_attn", "c_fc"], "rank_pattern": {"c_fc": 3}},
+    "classifier": {"target_modules": ["c_attn"], "task_type": "SEQ_CLS"},
 }
+MODELS = {each.__name__: each for each in (GPT2LMHeadModel, GPT2DoubleHeadsModel, GPT2ForSequenceClassification)}
 
 
 def logits(model: Any, ids: np.ndarray) -> np.ndarray:
+    given, model = torch.from_numpy(ids), model.eval()
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    if isinstance(inner, GPT2ForSequenceClassification):
+        # It asks by its number where a text ends: one that is in none.
+        inner.config.pad_token_id = next(number for number in range(37) if number not in ids)
     with torch.no_grad():
-        return model.eval()(torch.from_numpy(ids)).logits.numpy()
+        if isinstance(inner, GPT2DoubleHeadsModel):
+            return model(given[None], mc_token_ids=torch.full((1, len(ids)), ids.shape[1] - 1)).mc_logits.numpy()
+        return model(given).logits.numpy()
 
 
 def make(out: Path) -> None:
@@ -56,10 +65,14 @@ def make(out: Path) -> None:
         root = Path(name)
         base.save_pretrained(root / "base")
         for case, settings in CASES.items():
-            model = GPT2LMHeadModel.from_pretrained(root / "base")
-            wrapped = get_peft_model(model, LoraConfig(r=2, lora_alpha=5, task_type="CAUSAL_LM", **settings))
+            settings = {"task_type": "CAUSAL_LM"} | settings
+            if settings["task_type"] == "SEQ_CLS":
+                model = GPT2ForSequenceClassification.from_pretrained(root / "base", num_labels=3)
+            else:
+                model = GPT2LMHeadModel.from_pretrained(root / "base")
+            wrapped = get_peft_model(model, LoraConfig(r=2, lora_alpha=5, **settings))
             for name, parameter in wrapped.named_parameters():
-                if "lora_" in name:
+                if "lora_" in name or "modules_to_save" in name:
                     torch.nn.init.normal_(parameter, 0.0, 0.4)
             answers[case] = logits(wrapped, ids)
             wrapped.peft_config["default"].base_model_name_or_path = "base"
@@ -75,7 +88,8 @@ def make(out: Path) -> None:
 
 def answer(jobs: Path) -> None:
     for job in json.loads(jobs.read_text()):
-        base = GPT2LMHeadModel.from_pretrained(job["base"])
+        kind = json.loads((Path(job["base"]) / "config.json").read_text())["architectures"][0]
+        base = MODELS[kind].from_pretrained(job["base"])
         np.save(job["answers"], logits(PeftModel.from_pretrained(base, job["adapter"]), np.load(job["ids"])))
 
 
