@@ -39,7 +39,8 @@ def attach(model: PreTrainedModel, lora: Lora, seed: int = 0) -> dict[str, nn.Pa
     held = _Held(lora, [])
     for row in adapter_table(model.config, model.head, lora):
         if is_of_head(row.name):
-            made[row.name] = model.get_parameter(row.name).requires_grad_()
+            made[row.name] = model.get_parameter(row.name)
+            made[row.name].requires_grad_()
             continue
         owner, _, leaf = row.name.rpartition(".")
         parameter = nn.Parameter(torch.from_numpy(initial_value(row, seed)).to(model.device, model.dtype))
