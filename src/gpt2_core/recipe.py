@@ -37,6 +37,7 @@ TASKS: Mapping[str, Head] = {
 }
 DTYPES = ("float32", "bfloat16", "float16")
 MODES = ("packed", "documents")
+OPTIMIZERS = ("adamw", "muon")
 PARALLEL = ("auto", "none", "ddp", "fsdp")
 #: What of a recipe may change when a run goes on: how long, how often it says or keeps what, on what it runs, and where
 #: the data are (that they are the same is seen by themselves).
@@ -174,6 +175,8 @@ class Recipe:
     [optimizer]
         lr, beta1, beta2, eps, weight_decay: AdamW's (Loshchilov & Hutter 2019). Decay falls on the rows of the
             parameter table that say so: weights, not biases and gains.
+        optimizer: "adamw" for all of them, or "muon" for the blocks' kernels (Jordan et al. 2024), with its own
+            ``momentum`` and the same lr and weight_decay, and AdamW for the rest.
         clip: the largest global norm of the gradients; 0 leaves them.
         schedule, warmup_steps, min_lr, cooldown_steps: as in schedule.py.
         steps, epochs: how long; one of them.
@@ -225,6 +228,8 @@ class Recipe:
     beta2: float = _setting("optimizer", 0.95, _SHARE, _A_SHARE)
     eps: float = _setting("optimizer", 1e-8, _POSITIVE, "a number above 0")
     weight_decay: float = _setting("optimizer", 0.1, _NOT_NEGATIVE, "a number of at least 0")
+    optimizer: str = _setting("optimizer", "adamw", _one_of(*OPTIMIZERS), f"one of {', '.join(OPTIMIZERS)}")
+    momentum: float = _setting("optimizer", 0.95, _SHARE, _A_SHARE)
     clip: float = _setting(
         "optimizer", 1.0, _NOT_NEGATIVE, "a number of at least 0, where 0 leaves gradients as they are"
     )
@@ -375,6 +380,10 @@ def _check_together(recipe: Recipe) -> None:
         raise ConfigError(f"eval_every={recipe.eval_every} has nothing to evaluate on; set validation or val_fraction")
     if recipe.lora_rank and recipe.freeze:
         raise ConfigError("lora_rank freezes every weight of the model already; leave freeze out")
+    if recipe.optimizer == "muon" and recipe.lora_rank:
+        raise ConfigError("optimizer 'muon' trains the blocks' kernels, which lora_rank freezes; set it to 'adamw'")
+    if recipe.optimizer == "muon" and recipe.parallel == "fsdp":
+        raise ConfigError("optimizer 'muon' needs whole kernels, which parallel='fsdp' shares out; set it to 'ddp'")
 
 
 def _flattened(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,10 +55,11 @@ _TAIL = 100  # rows of the log that a state keeps
 
 @dataclass(frozen=True)
 class Update:
-    """What one update of AdamW is told: ``number`` counts from 1; gradients are divided by ``scale`` first.
+    """What one update is told: ``number`` counts from 1; gradients are divided by ``scale`` first.
 
-    p <- p - lr * weight_decay * p, then p <- p - lr * m' / (sqrt(v') + eps), with m' and v' the moments corrected for
-    their start at zero; ``clip`` is the largest global norm, 0 for none. (Loshchilov & Hutter 2019, algorithm 2.)
+    AdamW: p <- p - lr * weight_decay * p, then p <- p - lr * m' / (sqrt(v') + eps), with m' and v' the moments
+    corrected for their start at zero; ``clip`` is the largest global norm, 0 for none. (Loshchilov & Hutter 2019,
+    algorithm 2.) ``momentum`` is Muon's.
     """
 
     number: int
@@ -66,6 +67,7 @@ class Update:
     beta1: float
     beta2: float
     eps: float
+    momentum: float
     weight_decay: float
     clip: float
     scale: float
@@ -376,8 +378,8 @@ class Training:
     def _settings(self, lr: float) -> Update:
         recipe, progress = self.recipe, self.progress
         return Update(
-            progress.updates + 1, lr, recipe.beta1, recipe.beta2, recipe.eps, recipe.weight_decay, recipe.clip,
-            progress.loss_scale, recipe.ema_decay,
+            progress.updates + 1, lr, recipe.beta1, recipe.beta2, recipe.eps, recipe.momentum,
+            recipe.weight_decay, recipe.clip, progress.loss_scale, recipe.ema_decay,
         )  # fmt: skip
 
     def _follow_scale(self, good: bool) -> None:

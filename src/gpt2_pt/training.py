@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gpt2_core import muon
 from gpt2_core.adapters import A, B, Lora, adapter_table, merged
 from gpt2_core.checkpoints.tensors import Tensor as FileTensor
 from gpt2_core.config import GPT2Config
@@ -32,6 +33,7 @@ from gpt2_core.training_state import About, Groups
 from gpt2_pt.adapters import attach
 from gpt2_pt.chunked import chunked_loss
 from gpt2_pt.heads import GPT2DoubleHeadsModel, GPT2ForSequenceClassification, GPT2LMHeadModel, last_real
+from gpt2_pt.muon import step as muon_step
 from gpt2_pt.products import linear
 from gpt2_pt.weights import DTYPES, PreTrainedModel
 
@@ -120,6 +122,9 @@ class Trainer:
         self._wrapped: Any = _shared(objective, self._parallel, recipe, self._device)
         self._run: Any = self._wrapped
         self._names = [name for name in self._trained_table() if model.get_parameter(name).requires_grad]
+        table = self._trained_table()
+        by_muon = [name for name in self._names if recipe.optimizer == "muon" and muon.is_for(table[name])]
+        self._momenta = {name: torch.zeros_like(self._parameter(name).detach()) for name in by_muon}
         self._optimizer = self._adamw()
         self._ema = {name: self._parameter(name).detach().clone() for name in self._names} if recipe.ema_decay else {}
         if recipe.compile:
@@ -145,13 +150,15 @@ class Trainer:
 
     def _adamw(self) -> torch.optim.AdamW:
         table = self._trained_table()
+        names = [name for name in self._names if name not in self._momenta]
         groups = [
-            {"params": [self._parameter(name) for name in self._names if table[name].decay is decay], "decay": decay}
+            {"params": [self._parameter(name) for name in names if table[name].decay is decay], "decay": decay}
             for decay in (True, False)
         ]
         recipe = self.recipe
         settings: dict[str, Any] = {"lr": recipe.lr, "betas": (recipe.beta1, recipe.beta2), "eps": recipe.eps}
-        groups = [group for group in groups if group["params"]]
+        # Nothing may be left to it; it wants something nevertheless.
+        groups = [group for group in groups if group["params"]] or [{"params": [torch.zeros(0)], "decay": False}]
         try:  # one pass over memory; not every device and version has it
             return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=True, **settings)
         except (RuntimeError, ValueError, TypeError):
@@ -195,7 +202,7 @@ class Trainer:
         return contextlib.nullcontext()
 
     def update(self, settings: Update) -> float:
-        """One update of AdamW and the EMA; the global norm of the gradients before clipping."""
+        """One update of AdamW, or of Muon and AdamW, and the EMA; the global norm of the gradients before clipping."""
         parameters = [self._parameter(name) for name in self._names]
         held = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = float(_whole(torch.nn.utils.get_total_norm(held))) / settings.scale
@@ -208,11 +215,26 @@ class Trainer:
                 group["betas"], group["eps"] = (settings.beta1, settings.beta2), settings.eps
                 group["weight_decay"] = settings.weight_decay if group["decay"] else 0.0
             self._optimizer.step()
+            for name, momentum in self._momenta.items():
+                parameter = self._parameter(name)
+                if parameter.grad is not None:
+                    self._move(parameter, momentum, settings, self._table[name].decay)
             if self._ema:
                 values = [parameter.detach() for parameter in parameters]
                 torch._foreach_lerp_(list(self._ema.values()), values, 1 - settings.ema_decay)
-        self._optimizer.zero_grad(set_to_none=True)
+        for parameter in parameters:
+            parameter.grad = None
         return norm
+
+    @torch.no_grad()
+    def _move(self, kernel: nn.Parameter, momentum: Tensor, settings: Update, decay: bool) -> None:
+        """One update of Muon."""
+        assert kernel.grad is not None
+        way, after = muon_step(kernel.grad.to(momentum.dtype), momentum, settings.momentum)
+        if decay:
+            kernel.mul_(1 - settings.lr * settings.weight_decay)
+        kernel.sub_(way, alpha=settings.lr)
+        momentum.copy_(after)
 
     @torch.no_grad()
     def losses(self, batch: Batch) -> tuple[float, float]:
@@ -242,7 +264,8 @@ class Trainer:
         table = self._trained_table()
         trained = {name: table[name].shape for name in self._names}
         whole = {row.name: row.shape for row in table.values()}
-        out = {"model" if self._lora is None else "adapter": whole, "exp_avg": trained, "exp_avg_sq": trained}
+        of_adamw = {name: shape for name, shape in trained.items() if name not in self._momenta}
+        out = {"model" if self._lora is None else "adapter": whole, "exp_avg": trained, "exp_avg_sq": of_adamw}
         return out | ({"ema": trained} if self._ema else {})
 
     def export(self) -> Groups:
@@ -250,12 +273,15 @@ class Trainer:
         weights = {name: _to_file(self._parameter(name)) for name in self._trained_table()}
         out = {"model" if self._lora is None else "adapter": weights}
         for moment in ("exp_avg", "exp_avg_sq"):
-            out[moment] = {name: _to_file(self._moment(name, moment)) for name in self._names}
+            names = [name for name in self._names if moment == "exp_avg" or name not in self._momenta]
+            out[moment] = {name: _to_file(self._moment(name, moment)) for name in names}
         if self._ema:
             out["ema"] = {name: _to_file(value) for name, value in self._ema.items()}
         return out
 
     def _moment(self, name: str, moment: str) -> Tensor:
+        if name in self._momenta:
+            return self._momenta[name]
         parameter = self._parameter(name)
         held: Tensor | None = self._optimizer.state.get(parameter, {}).get(moment)
         return torch.zeros_like(parameter) if held is None else held
@@ -267,7 +293,11 @@ class Trainer:
             _fill(self._parameter(name), tensor)
         for name, tensor in groups["ema"].items():
             _fill(self._ema[name], tensor)
+        for name, momentum in self._momenta.items():
+            _fill(momentum, groups["exp_avg"][name])
         for name in self._names:
+            if name in self._momenta:
+                continue
             parameter = self._parameter(name)
             state = self._optimizer.state[parameter]
             for moment in ("exp_avg", "exp_avg_sq"):

@@ -22,6 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gpt2_core import muon
 from gpt2_core.adapters import A, B, Lora, adapter_table, merged
 from gpt2_core.checkpoints.tensors import Tensor as FileTensor
 from gpt2_core.config import GPT2Config
@@ -35,6 +36,7 @@ from gpt2_tf.adapters import attach, held_by
 from gpt2_tf.chunked import chunked_loss, chunked_sum
 from gpt2_tf.heads import TFGPT2DoubleHeadsModel, TFGPT2ForSequenceClassification, TFGPT2LMHeadModel, last_real
 from gpt2_tf.layers import Tensor
+from gpt2_tf.muon import step as muon_step
 from gpt2_tf.weights import PreTrainedModel
 
 CLASSES: Mapping[Head, type[PreTrainedModel]] = {
@@ -124,8 +126,11 @@ class Trainer:
             model.gradient_checkpointing_enable()
         self._variables = [self._variable(name) for name in self._names]
         self._decays = [table[name].decay for name in self._names]
+        self._by_muon = [recipe.optimizer == "muon" and muon.is_for(table[name]) for name in self._names]
+        kinds = list(zip(self._variables, self._by_muon, strict=True))
         self._moments = {
-            moment: [self._like(variable) for variable in self._variables] for moment in ("exp_avg", "exp_avg_sq")
+            "exp_avg": [self._like(variable) for variable in self._variables],
+            "exp_avg_sq": [None if by_muon else self._like(variable) for variable, by_muon in kinds],
         }
         self._ema = [self._like(variable, variable) for variable in self._variables] if recipe.ema_decay else []
         self._held: Any = None
@@ -222,7 +227,7 @@ class Trainer:
         return loss, [tf.convert_to_tensor(each) for each in found]
 
     def update(self, settings: Update) -> float:
-        """One update of AdamW and the EMA; the global norm of the gradients before clipping."""
+        """One update of AdamW, or of Muon and AdamW, and the EMA; the global norm of the gradients before clipping."""
         found, self._held = self._held, None
         if self._strategy.num_replicas_in_sync > 1:
             found = self._strategy.run(self._of_all, args=(found,))
@@ -241,12 +246,16 @@ class Trainer:
         for at, (variable, gradient) in enumerate(zip(self._variables, found, strict=True)):
             slope = tf.cast(gradient, tf.float32) * numbers["factor"]
             first, second = self._moments["exp_avg"][at], self._moments["exp_avg_sq"][at]
-            m = first + (slope - first) * numbers["one_less_beta1"]
-            v = second * numbers["beta2"] + slope * slope * numbers["one_less_beta2"]
             value = variable * numbers["kept"] if self._decays[at] else tf.identity(variable)
-            value -= numbers["rate"] * m / (tf.sqrt(v) * numbers["widen"] + numbers["eps"])
+            if second is None:
+                way, m = muon_step(slope, first, numbers["momentum"])
+                value -= numbers["lr"] * way
+            else:
+                m = first + (slope - first) * numbers["one_less_beta1"]
+                v = second * numbers["beta2"] + slope * slope * numbers["one_less_beta2"]
+                value -= numbers["rate"] * m / (tf.sqrt(v) * numbers["widen"] + numbers["eps"])
+                _put(second, v)
             _put(first, m)
-            _put(second, v)
             _put(variable, value)
             if self._ema:
                 _put(self._ema[at], self._ema[at] + (value - self._ema[at]) * numbers["one_less_ema"])
@@ -277,7 +286,9 @@ class Trainer:
         table = self._trained_table()
         trained = {name: table[name].shape for name in self._names}
         whole = {row.name: row.shape for row in table.values()}
-        out = {"model" if self._lora is None else "adapter": whole, "exp_avg": trained, "exp_avg_sq": trained}
+        kinds = zip(self._names, self._by_muon, strict=True)
+        of_adamw = {name: trained[name] for name, by_muon in kinds if not by_muon}
+        out = {"model" if self._lora is None else "adapter": whole, "exp_avg": trained, "exp_avg_sq": of_adamw}
         return out | ({"ema": trained} if self._ema else {})
 
     def export(self) -> Groups:
@@ -286,7 +297,8 @@ class Trainer:
         out = {"model" if self._lora is None else "adapter": weights}
         for group, variables in (*self._moments.items(), ("ema", self._ema)):
             if variables:
-                out[group] = {name: _to_file(each) for name, each in zip(self._names, variables, strict=True)}
+                held = zip(self._names, variables, strict=True)
+                out[group] = {name: _to_file(each) for name, each in held if each is not None}
         return out
 
     def restore(self, groups: Groups, updates: int) -> None:
@@ -295,7 +307,8 @@ class Trainer:
             _fill(self._variable(name), tensor)
         for group, variables in (*self._moments.items(), ("ema", self._ema)):
             for name, variable in zip(self._names, variables, strict=bool(variables)):
-                _fill(variable, groups[group][name])
+                if variable is not None:
+                    _fill(variable, groups[group][name])
 
     def final(self) -> dict[str, FileTensor]:
         """The finished model's parameters by name: of the EMA if there is one, an adapter merged."""
@@ -361,6 +374,8 @@ def _numbers(settings: Update, shrink: float) -> dict[str, Tensor]:
         "beta2": settings.beta2,
         "one_less_beta2": 1 - settings.beta2,
         "kept": 1 - settings.lr * settings.weight_decay,
+        "lr": settings.lr,
+        "momentum": settings.momentum,
         "rate": settings.lr / first,
         "widen": 1 / math.sqrt(second),
         "eps": settings.eps,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpt2_core import muon
 from gpt2_core import training as loop
 from gpt2_core.config import GPT2Config
 from gpt2_core.data_batches import Batch
@@ -209,6 +210,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"lora_rank": 3, "lora_alpha": 6.0, "lora_targets": ("attn.c_attn", "mlp.c_proj")},
     "lora with a head": {"lora_rank": 3, "lora_alpha": 6.0, "task": "classification"},
     "checkpointing": {"gradient_checkpointing": True},
+    "muon": {"optimizer": "muon", "momentum": 0.75, "ema_decay": 0.75},
+    "muon on a part": {"optimizer": "muon", "freeze": ("transformer.wte.*", "transformer.h.0.*"), "weight_decay": 0.0},
 }
 
 
@@ -318,7 +321,11 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped_bit_for_bit(framework,
     assert same_bits(weights_of(second), whole)
 
 
-@pytest.mark.parametrize("settings", [{"ema_decay": 0.5}, {"lora_rank": 2, "lora_alpha": 4.0}], ids=["ema", "lora"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"ema_decay": 0.5}, {"lora_rank": 2, "lora_alpha": 4.0}, {"optimizer": "muon"}],
+    ids=["ema", "lora", "muon"],
+)
 @pytest.mark.parametrize(("first", "second"), [("pt", "tf"), ("tf", "pt")])
 def test_a_run_goes_on_in_the_other_framework(first, second, settings, of_pytorch, tmp_path):
     pytest.importorskip("torch")
@@ -337,6 +344,9 @@ def test_a_run_goes_on_in_the_other_framework(first, second, settings, of_pytorc
     with open_state(folder_of(tmp_path / "states", 8)) as saved:
         trained = saved.groups["adapter" if "lora_rank" in settings else "model"]
         assert saved.groups["exp_avg"].keys() == trained.keys()
+        kernels = {row.name for row in parameter_table(ONE, recipe.head) if muon.is_for(row)}
+        without = kernels if recipe.optimizer == "muon" else set()
+        assert trained.keys() - saved.groups["exp_avg_sq"].keys() == without
 
 
 def test_a_loss_that_is_no_number_changes_nothing(framework, tmp_path):
@@ -360,6 +370,39 @@ def test_a_loss_that_is_no_number_changes_nothing(framework, tmp_path):
         one.train()
     moments = weights_of(one, "exp_avg")
     assert all(np.isfinite(value).all() for value in moments.values())
+
+
+def test_muon_s_kernels_take_the_steps_of_pytorch_s_own_muon():
+    """Which makes them orthogonal in bfloat16: a hundredth of a step apart."""
+    torch = pytest.importorskip("torch", minversion="2.9")
+    from gpt2_pt.muon import step
+
+    pick = np.random.default_rng(0)
+    for shape in ((16, 48), (64, 16)):
+        start = pick.normal(size=shape).astype(np.float32)
+        ours, momentum = torch.tensor(start), torch.zeros(shape)
+        theirs = torch.nn.Parameter(torch.tensor(start))
+        optimizer = torch.optim.Muon(
+            [theirs], lr=0.02, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw", nesterov=True
+        )
+        for _ in range(5):
+            slope = torch.tensor(pick.normal(size=shape).astype(np.float32))
+            way, momentum = step(slope, momentum, 0.9)
+            ours = ours * (1 - 0.02 * 0.1) - 0.02 * way
+            theirs.grad = slope
+            optimizer.step()
+        moved = (theirs.detach() - torch.tensor(start)).abs().max()
+        assert (ours - theirs.detach()).abs().max() < 0.02 * moved
+    assert moved > 0.02
+
+
+def test_both_frameworks_make_a_matrix_orthogonal_as_the_reference_does(framework):
+    orthogonal = importlib.import_module(f"gpt2_{framework.name}.muon").orthogonal
+    pick = np.random.default_rng(0)
+    for shape in ((8, 24), (32, 8), (8, 8), (1, 5)):
+        matrix = pick.normal(size=shape).astype(np.float32)
+        made = framework.torch.from_numpy(matrix) if framework.name == "pt" else framework.tf.constant(matrix)
+        assert np.abs(framework.numpy(orthogonal(made)) - muon.orthogonal(matrix)).max() < 1e-5
 
 
 # -- the rest ------------------------------------------------------------------------------------------------
