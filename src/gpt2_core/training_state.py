@@ -5,7 +5,7 @@
             state.json             the step, the place in the data, the scale of the loss, the best so far, metrics
             config.json            the folder is also a model: Model.from_pretrained("runs/tales/states/step-00000200")
             model.safetensors      the weights, or adapter_model.safetensors where an adapter is trained
-            optimizer.safetensors  exp_avg.NAME and exp_avg_sq.NAME, the moments of AdamW
+            optimizer.safetensors  exp_avg.NAME and exp_avg_sq.NAME, the moments of AdamW (of Muon the first alone)
             ema.safetensors        the weights that follow, where there are such
 
 Names are those of the parameter table, numbers are float32, layouts are the released ones, so a run that one framework
