@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,27 @@ def merge(model: PreTrainedModel) -> None:
         if name.endswith(A):
             _merge_one(model, name.removesuffix(A), a, found[name.removesuffix(A) + B], held.lora.scale, 1)
     detach(model)
+
+
+@contextlib.contextmanager
+def merged_kernels(model: PreTrainedModel) -> Iterator[None]:
+    """The kernels with what an adapter has learnt in them, for as long as the block runs; as they are without one."""
+    held = held_by(model)
+    found = {} if held is None else adapter_parameters(model)
+    before: dict[nn.Parameter, Tensor] = {}
+    try:
+        for name, a in found.items():
+            if name.endswith(A) and held is not None:
+                layer = name.removesuffix(A)
+                kernel = model.get_parameter(f"{layer}.weight")
+                before[kernel] = kernel.data
+                kernel.data = kernel.data.clone()
+                with torch.no_grad():
+                    _merge_one(model, layer, a, found[layer + B], held.lora.scale, 1)
+        yield
+    finally:
+        for kernel, data in before.items():
+            kernel.data = data
 
 
 @torch.no_grad()

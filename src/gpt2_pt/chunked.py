@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt2_core.errors import InputError
 from gpt2_core.inputs import IGNORED_LABELS
 from gpt2_pt.products import serves, times
 
@@ -52,7 +53,10 @@ def _slices(hidden: Tensor, table: Tensor) -> list[slice]:
 
 
 class _Chunked(torch.autograd.Function):
-    """The forward pass makes the gradients as well: the logits of a slice are at hand just then."""
+    """The forward pass makes the gradients as well: the logits of a slice are at hand just then.
+
+    So gradients of gradients are not to be had; asking for them raises.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, table: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
@@ -95,6 +99,11 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise InputError(
+                "the loss made slice by slice has no gradients of gradients; take those of the model's own loss, "
+                "model(..., labels=labels).loss"
+            )
         d_hidden, d_table = ctx.saved_tensors
         slope = upstream[0]
         # On a GPU looking costs more than multiplying.

@@ -29,6 +29,7 @@ from gpt2_core.engine import Chosen, Engine, Ids, Moment, Numbers, Real, chosen
 from gpt2_core.errors import GenerationError, nearest
 from gpt2_core.generation_config import DEFAULT_NEW_TOKENS, GenerationConfig
 from gpt2_core.native import AT_ONCE, write_likeliest
+from gpt2_pt.adapters import merged_kernels
 from gpt2_pt.attention import visible
 from gpt2_pt.block import ACTIVATIONS
 from gpt2_pt.compiled import Graph, Graphs, check_native, native_model
@@ -59,7 +60,8 @@ def prepare(model: Any, dtype: str | torch.dtype | None = None, compile: bool | 
         raise GenerationError(f"compile is {compile!r}, expected True, False or 'c++'")
     if compile == "c++" and model.device.type != "cpu":
         raise GenerationError(f"compile='c++' is for a CPU, but the model is on {model.device}; take compile=True")
-    return PreparedModel(model, _dtype(dtype, model), bool(compile))
+    with merged_kernels(model):
+        return PreparedModel(model, _dtype(dtype, model), bool(compile))
 
 
 def _dtype(dtype: str | torch.dtype | None, model: Any) -> torch.dtype:
@@ -145,8 +147,9 @@ class _Packed:
         if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.enabled:
             return False
         try:
-            tried = _Packed(torch.ones(16, 32), torch.zeros(32), dtype)
-            x = torch.ones(1, 16, dtype=dtype)
+            # Whatever number format and device are the default here.
+            tried = _Packed(torch.ones(16, 32, dtype=dtype, device="cpu"), torch.zeros(32, device="cpu"), dtype)
+            x = torch.ones(1, 16, dtype=dtype, device="cpu")
             return bool((tried.added(x, tried(x)) == 32).all())
         except (RuntimeError, AttributeError, NotImplementedError):
             return False
@@ -217,7 +220,7 @@ def _int8_product(values: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
     for make in (_fbgemm_product, _onednn_product):
         try:
             product = make(values, scales)
-            product(torch.zeros(1, values.size(1)))
+            product(torch.zeros(1, values.size(1), dtype=torch.float32, device="cpu"))
         except (RuntimeError, AttributeError, NotImplementedError) as error:
             reasons.append((str(error).splitlines() or [""])[0])
         else:
@@ -236,7 +239,7 @@ def _fbgemm_product(values: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch means to drop this kind of tensor; then oneDNN's kernel serves
-            zeros = torch.zeros(len(values), dtype=torch.int64)
+            zeros = torch.zeros(len(values), dtype=torch.int64, device=values.device)
             whole = torch._make_per_channel_quantized_tensor(values, scales.double(), zeros, 0)
             packed = torch.ops.quantized.linear_prepack(whole, None)
     finally:
@@ -250,7 +253,8 @@ def _onednn_product(values: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor
     """oneDNN's kernel, for numbers that were rounded already."""
     kernel = torch.ops.onednn.qlinear_pointwise.default
     packed = torch.ops.onednn.qlinear_prepack(values.contiguous(), None)  # it takes any other order for this one
-    zeros, middle = torch.zeros(len(values), dtype=torch.int64), torch.tensor(128.5)
+    zeros = torch.zeros(len(values), dtype=torch.int64, device=values.device)
+    middle = torch.tensor(128.5, dtype=torch.float32, device=values.device)
 
     def product(x: Tensor) -> Tensor:
         rounded = torch.add(middle, x, alpha=127).to(torch.uint8)  # cut off, so the half rounds
@@ -422,6 +426,15 @@ class PreparedModel(GenerationMixin):
         raise GenerationError(
             f"this model is prepared already, in {str(self.dtype).removeprefix('torch.')}; call prepare_for_generation "
             "on the model it was made from"
+        )
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        self.__reduce__()
+
+    def __reduce__(self) -> NoReturn:
+        raise GenerationError(
+            "a prepared model cannot be copied or pickled: its weights are laid out for this processor; copy or save "
+            "the model it was made from, and call prepare_for_generation on that"
         )
 
     def _engine(self, *arguments: Any, **options: Any) -> Engine:

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 
 # With fewer rows reading the weight is what takes the time.
 _FEW = 32
+_PLAIN = (Tensor, nn.Parameter)
+_KIND: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., K) @ weight (K, N) + bias (N,) -> (..., N), with gradients of every order."""
     flat = x.reshape(-1, x.size(-1))
-    if serves(flat, weight):
+    if serves(flat, weight) and (bias is None or _fits(bias, weight)):
         out: Tensor = _Linear.apply(flat, weight, bias)  # type: ignore[no-untyped-call]
     else:
         out = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
@@ -33,6 +35,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def serves(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN is asked for a product of x (R, K) and weight; never where something else looks at operations."""
+    if type(x) not in _PLAIN or type(weight) not in _PLAIN:
+        return False
     if torch._C._get_tracing_state() is not None or torch.compiler.is_compiling():
         return False
     return bool(
@@ -40,8 +44,9 @@ def serves(x: Tensor, weight: Tensor) -> bool:
         and x.dtype is torch.float32
         and weight.dtype is torch.float32
         and x.size(0) >= _FEW
-        and type(x) in (Tensor, nn.Parameter)
-        and type(weight) in (Tensor, nn.Parameter)
+        and x.size(1) == weight.size(0)
+        and weight.size(1) > 0
+        and torch._C._len_torch_dispatch_stack() == 0
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0
@@ -50,9 +55,16 @@ def serves(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def _fits(bias: Tensor, weight: Tensor) -> bool:
+    plain = type(bias) in _PLAIN and bias.dtype is torch.float32 and bias.device.type == "cpu"
+    return plain and bias.shape == weight.shape[1:]
+
+
 def times(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a (R, K) @ b (N, K).T + bias by oneDNN; of any strides, without gradients."""
-    out: Tensor = torch.ops.mkldnn._linear_pointwise.default(a, b, bias, "none", [], "")
+    """a (R, K) @ b (N, K).T + bias (N,) by oneDNN; of any strides, without gradients."""
+    # The kernel reads a bias as if its numbers stood side by side.
+    whole = None if bias is None else bias.contiguous()
+    out: Tensor = torch.ops.mkldnn._linear_pointwise.default(a, b, whole, "none", [], "")
     return out
 
 
@@ -67,7 +79,9 @@ def prefers_onednn() -> bool:
     if not _is_of_amd():
         return False
     try:
-        return bool((times(torch.ones(16, 32), torch.ones(16, 32).t().contiguous().t(), torch.zeros(16)) == 32).all())
+        # Whatever number format and device are the default where it is first asked.
+        ones, zeros = torch.ones(16, 32, **_KIND), torch.zeros(16, **_KIND)
+        return bool((times(ones, ones.t().contiguous().t(), zeros) == 32).all())
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
 

@@ -218,23 +218,13 @@ class Trainer:
             for name, momentum in self._momenta.items():
                 parameter = self._parameter(name)
                 if parameter.grad is not None:
-                    self._move(parameter, momentum, settings, self._table[name].decay)
+                    _move(parameter, parameter.grad, momentum, settings, self._table[name].decay)
             if self._ema:
                 values = [parameter.detach() for parameter in parameters]
                 torch._foreach_lerp_(list(self._ema.values()), values, 1 - settings.ema_decay)
         for parameter in parameters:
             parameter.grad = None
         return norm
-
-    @torch.no_grad()
-    def _move(self, kernel: nn.Parameter, momentum: Tensor, settings: Update, decay: bool) -> None:
-        """One update of Muon."""
-        assert kernel.grad is not None
-        way, after = muon_step(kernel.grad.to(momentum.dtype), momentum, settings.momentum)
-        if decay:
-            kernel.mul_(1 - settings.lr * settings.weight_decay)
-        kernel.sub_(way, alpha=settings.lr)
-        momentum.copy_(after)
 
     @torch.no_grad()
     def losses(self, batch: Batch) -> tuple[float, float]:
@@ -368,6 +358,16 @@ class Trainer:
             _wait(self._device)
             best = max(best, 8 * size**3 / (time.perf_counter() - began))
         return best
+
+
+@torch.no_grad()
+def _move(kernel: Tensor, slope: Tensor, momentum: Tensor, settings: Update, decay: bool) -> None:
+    """One update of Muon, in place."""
+    way, after = muon_step(slope.to(momentum.dtype), momentum, settings.momentum)
+    if decay:
+        kernel.mul_(1 - settings.lr * settings.weight_decay)
+    kernel.sub_(way, alpha=settings.lr)
+    momentum.copy_(after)
 
 
 def _wait(device: torch.device) -> None:

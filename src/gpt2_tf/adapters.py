@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def attach(model: PreTrainedModel, lora: Lora, seed: int = 0) -> dict[str, Any]:
     for variable in held.heads.values():
         variable.trainable = True
     model.__dict__["_lora"] = held  # past Keras, which would take the variables for the model's own
+    model._parameters_replaced()  # what was traced so far calls the layers as they were
     return held.variables | {name: variable._value for name, variable in held.heads.items()}
 
 
@@ -105,6 +107,7 @@ def detach(model: PreTrainedModel) -> None:
         del layer.__dict__["call"]
     del model.__dict__["_lora"]
     model.trainable = True
+    model._parameters_replaced()
 
 
 def merge(model: PreTrainedModel) -> None:
@@ -116,6 +119,25 @@ def merge(model: PreTrainedModel) -> None:
         if name.endswith(A):
             _merge_one(model, name.removesuffix(A), a, held.variables[name.removesuffix(A) + B], held.lora.scale, 1)
     detach(model)
+
+
+@contextlib.contextmanager
+def merged_kernels(model: PreTrainedModel) -> Iterator[None]:
+    """The kernels with what an adapter has learnt in them, for as long as the block runs; as they are without one."""
+    held = held_by(model)
+    found = {} if held is None else held.variables
+    before: list[tuple[Any, Tensor]] = []
+    try:
+        for name, a in found.items():
+            if name.endswith(A) and held is not None:
+                layer = name.removesuffix(A)
+                kernel = model.get_parameter(f"{layer}.weight")
+                before.append((kernel, tf.identity(kernel.value)))
+                _merge_one(model, layer, a, found[layer + B], held.lora.scale, 1)
+        yield
+    finally:
+        for kernel, value in before:
+            kernel.assign(value)
 
 
 def unmerge(model: PreTrainedModel, lora: Lora, arrays: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ from gpt2_core.errors import GenerationError, nearest
 from gpt2_core.native import NativeModel
 from gpt2_core.sampling import active_rules
 from gpt2_tf import sampling
+from gpt2_tf.adapters import merged_kernels
 from gpt2_tf.attention import visible
 from gpt2_tf.compiled import NativeEngine, check_native, native_model
 from gpt2_tf.generation import GenerationMixin, ModelEngine, _marked, _marks
@@ -66,7 +67,11 @@ def prepare(model: Any, dtype: str | tf.DType | None = None, compile: bool | str
     """
     if not (isinstance(compile, bool) or compile == "c++"):
         raise GenerationError(f"compile is {compile!r}, expected True (XLA), False or 'c++'")
-    return PreparedModel(model, _dtype(dtype, model, compile), compile)
+    place = model.transformer.wte.weight.value.device
+    if compile == "c++" and ":CPU:" not in place:
+        raise GenerationError(f"compile='c++' is for a CPU, but the model is on {place}; take compile=True")
+    with merged_kernels(model):
+        return PreparedModel(model, _dtype(dtype, model, compile), compile)
 
 
 def _dtype(dtype: str | tf.DType | None, model: Any, compile: bool | str) -> tf.DType:
