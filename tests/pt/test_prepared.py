@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -531,6 +533,25 @@ def test_compiling_without_a_compiler_says_what_is_missing(monkeypatch):
 def test_compiling_doubles_is_refused():
     with pytest.raises(GenerationError, match=r"a step in float32, bfloat16, int8, but dtype is float64; choose one"):
         model_of().prepare_for_generation("float64", compile=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_copy_is_refused_with_what_to_do_instead(dtype):
+    prepared = model_of(GPT2LMHeadModel).prepare_for_generation(dtype=dtype)
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(ValueError, match=r"cannot be copied or pickled.*copy or save the model it was made from"):
+            copied(prepared)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_the_defaults_of_the_moment_change_nothing(dtype):
+    model = model_of(GPT2LMHeadModel)
+    expected = model.prepare_for_generation(dtype=dtype)
+    with torch.device("meta"):
+        found = model.prepare_for_generation(dtype=dtype)
+    assert type(found._body.head) is type(expected._body.head)
+    ids = torch.tensor([[3, 4, 5]])
+    assert found.generate(ids, max_new_tokens=5).tolist() == expected.generate(ids, max_new_tokens=5).tolist()
 
 
 def test_preparing_twice_is_refused():

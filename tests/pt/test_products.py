@@ -96,6 +96,57 @@ def test_others_who_look_at_operations_find_pytorchs_own(counted):
     assert not counted
 
 
+def test_a_bias_of_any_strides_and_shapes_is_added_as_pytorch_adds_it(counted):
+    x, weight, bias = given(requires_grad=False)
+    strided = torch.stack((bias, 100 * bias), dim=1)[:, 0]
+    assert not strided.is_contiguous()
+    torch.testing.assert_close(linear(x, weight, strided), plain(x, weight, bias))
+    assert len(counted) == 1
+    for other in (bias[:1].expand(20), bias[:1], bias[None]):
+        torch.testing.assert_close(linear(x, weight, other), plain(x, weight, other))
+    assert linear(x, weight[:, :0]).shape == (2, 20, 0)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        linear(x, weight[1:])
+
+
+def test_modes_that_look_at_operations_find_pytorchs_own(counted):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x, weight, bias = given()
+    with FlopCounterMode(display=False) as counter:
+        linear(x, weight, bias).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * 40 * 12 * 20
+    assert not counted
+    linear(x, weight, bias)
+    assert counted
+
+
+@pytest.mark.parametrize("default", ["dtype", "device"])
+def test_what_is_asked_first_does_not_depend_on_the_defaults_of_the_moment(monkeypatch, default):
+    monkeypatch.undo()
+    monkeypatch.setattr(products, "_is_of_amd", lambda: True)
+    products.prefers_onednn.cache_clear()
+    expected = products.prefers_onednn()
+    products.prefers_onednn.cache_clear()
+    try:
+        if default == "dtype":
+            torch.set_default_dtype(torch.float64)
+            assert products.prefers_onednn() is expected
+        else:
+            with torch.device("meta"):
+                assert products.prefers_onednn() is expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+        products.prefers_onednn.cache_clear()
+
+
+def test_the_loss_in_slices_says_that_it_has_no_second_gradients():
+    hidden, table = torch.randn(4, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    loss = chunked_loss(hidden, table, torch.tensor([1, 2, 3, 4]), torch.tensor(1.0))
+    with pytest.raises(ValueError, match=r"no gradients of gradients; take those of the model's own loss"):
+        torch.autograd.grad(loss, hidden, create_graph=True)
+
+
 def test_a_model_trains_with_the_same_numbers(counted, monkeypatch):
     ids = torch.randint(0, 37, (4, 16), generator=torch.Generator().manual_seed(0))
 
