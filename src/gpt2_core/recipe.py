@@ -380,6 +380,11 @@ def _check_together(recipe: Recipe) -> None:
         raise ConfigError(f"eval_every={recipe.eval_every} has nothing to evaluate on; set validation or val_fraction")
     if recipe.lora_rank and recipe.freeze:
         raise ConfigError("lora_rank freezes every weight of the model already; leave freeze out")
+    if recipe.optimizer != "muon" and recipe.momentum != Recipe.momentum:
+        raise ConfigError(
+            f"momentum={recipe.momentum} has no effect on optimizer={recipe.optimizer!r}, whose is beta1; leave it out, "
+            "or set optimizer='muon'"
+        )
     if recipe.optimizer == "muon" and recipe.lora_rank:
         raise ConfigError("optimizer 'muon' trains the blocks' kernels, which lora_rank freezes; set it to 'adamw'")
     if recipe.optimizer == "muon" and recipe.parallel == "fsdp":

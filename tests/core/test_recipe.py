@@ -129,6 +129,7 @@ def test_every_setting_stands_in_one_section_and_is_told_of():
         ({"patience": 2}, "no effect without evaluations"),
         ({"optimizer": "moun"}, "expected one of adamw, muon; did you mean 'muon'?"),
         ({"optimizer": "muon", "momentum": 1.0}, "momentum is 1.0, expected a number from 0 to below 1"),
+        ({"momentum": 0.9}, "momentum=0.9 has no effect on optimizer='adamw'"),
         ({"optimizer": "muon", "lora_rank": 2}, "which lora_rank freezes; set it to 'adamw'"),
         ({"optimizer": "muon", "parallel": "fsdp"}, "needs whole kernels, which parallel='fsdp' shares out"),
         ({"task": "double_heads", "val_fraction": 0.0, "eval_every": 2}, "nothing to evaluate on"),
