@@ -301,7 +301,10 @@ class Batches(Iterator[Batch]):
         return self._orders[epoch]
 
     def _check(self, batch: Batch) -> None:
-        if isinstance(self.data, TokenData) and (top := int(batch.input_ids.max())) >= self.data.vocab_size:
+        if not isinstance(self.data, TokenData):
+            return
+        read = [batch.input_ids] if batch.targets is None else [batch.input_ids, batch.targets]
+        if (top := max(int(ids.max()) for ids in read)) >= self.data.vocab_size:
             raise self.data.out_of_vocabulary(top)
 
     def state(self) -> dict[str, Any]:

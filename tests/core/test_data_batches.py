@@ -238,6 +238,12 @@ def test_an_id_beyond_the_vocabulary_is_reported(tmp_path):
         list(Batches(data, batch_size=1, block_size=5, epochs=1))
 
 
+def test_an_id_beyond_the_vocabulary_that_is_only_learnt_is_reported(tmp_path):
+    data = data_of([*range(10), 60000], tmp_path)
+    with pytest.raises(InputError, match="holds the id 60000, expected ids below 50257"):
+        list(Batches(data, batch_size=1, block_size=5, epochs=1, shuffle=False))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
