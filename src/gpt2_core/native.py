@@ -22,9 +22,11 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +37,6 @@ from numpy.typing import NDArray
 
 from gpt2_core.engine import Chosen, Engine, Ids, Moment, Numbers, Real, chosen
 from gpt2_core.errors import GenerationError
-from gpt2_core.files import atomic_write
 
 Floats = NDArray[np.float32]
 
@@ -66,6 +67,8 @@ _ALIGNED = 16  # inputs, to a multiple of which those of a weight are filled up
 _COLUMNS = 64  # a cache has room for a multiple of so many
 _TINY = np.float32(1e-30)  # instead of the largest of a row of zeros
 _PATIENCE = 120.0  # seconds, for the compiler
+_LEFT = 3600.0  # seconds, after which nobody is compiling any more
+_REMEDY = "set CXX to another compiler (GCC 9 or Clang 12, or newer), or leave compile out"
 
 
 # -- the compiled file -------------------------------------------------------------------------------------------
@@ -73,29 +76,75 @@ _PATIENCE = 120.0  # seconds, for the compiler
 
 @functools.cache
 def load_step() -> ctypes.CDLL:
-    """The compiled step, made if it is not there yet.
+    """The compiled step, made if it is not there yet, or is not whole, or may be another's work.
 
-    Raises: GenerationError, where there is no compiler, or it cannot make it.
+    Raises: GenerationError, where there is no compiler, it cannot make it, or there is no place to keep it.
     """
     compiler = _compiler()
     flags = [*_FLAGS, "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"]
-    about = [_SOURCE.read_bytes(), *(each.encode() for each in (*compiler, *flags)), _version(compiler), _processor()]
-    digest = hashlib.sha256(b"\0".join(about)).hexdigest()[:20]
-    file = _folder() / f"step-{digest}.so"
-    if not file.exists():
-        _compile(compiler, flags, file)
+    about = [_source(), *map(os.fsencode, (*compiler, *flags)), _version(compiler), _processor()]
+    made_of = hashlib.sha256(b"\0".join(about)).hexdigest()[:20]
+    folder = _folder()
+    kept = _kept(folder, made_of)
+    if kept is not None:
+        try:
+            return _loaded(kept)
+        except (OSError, AttributeError):
+            with contextlib.suppress(OSError):
+                kept.unlink()
+    return _compile(compiler, flags, folder, made_of)
+
+
+def _loaded(file: Path) -> ctypes.CDLL:
+    """Raises: OSError for what is no library of this machine, AttributeError for one that has no step."""
     loaded = ctypes.CDLL(str(file))
     loaded.gpt2_step.argtypes = [ctypes.POINTER(_Model), ctypes.POINTER(_Step), ctypes.POINTER(_OpenMP)]
     loaded.gpt2_step.restype = ctypes.c_int
     return loaded
 
 
+def _name(made_of: str, content: bytes) -> str:
+    """Of a kept file. It says what is in the file: one that lost its end would stop the process, not fail to load."""
+    return f"step-{made_of}-{hashlib.sha256(content).hexdigest()[:20]}.so"
+
+
+def _kept(folder: Path, made_of: str) -> Path | None:
+    """The file that was kept, if it is whole and nobody else's; what else has such a name is removed."""
+    for file in sorted(folder.glob(f"step-{made_of}-*.so")):
+        with contextlib.suppress(OSError):
+            about = file.lstat()
+            if stat.S_ISREG(about.st_mode) and _is_ours(about) and file.name == _name(made_of, file.read_bytes()):
+                return file
+        with contextlib.suppress(OSError):
+            file.unlink()
+    return None
+
+
+def _is_ours(about: os.stat_result) -> bool:
+    """Whether it belongs to this user, and nobody else may write to it. Windows keeps others out of the folder."""
+    return not hasattr(os, "getuid") or (about.st_uid == os.getuid() and not about.st_mode & 0o022)
+
+
+def _source() -> bytes:
+    try:
+        return _SOURCE.read_bytes()
+    except OSError as error:
+        raise GenerationError(
+            f"compile=True on a CPU compiles {_SOURCE}, which cannot be read ({error.strerror}); install the package "
+            "again, unpacked, or leave compile out"
+        ) from error
+
+
 def _compiler() -> list[str]:
     named = os.environ.get("CXX")
-    for command in [shlex.split(named)] if named else [[name] for name in _COMPILERS]:
+    wanted = f"CXX names {named!r}, which is not there" if named else f"none of {', '.join(_COMPILERS)} is there"
+    try:
+        commands = [shlex.split(named)] if named else [[name] for name in _COMPILERS]
+    except ValueError as error:
+        commands, wanted = [], f"CXX is {named!r}, which is no command ({error})"
+    for command in commands:
         if command and shutil.which(command[0]):
             return command
-    wanted = f"CXX names {named!r}, which is not there" if named else f"none of {', '.join(_COMPILERS)} is there"
     raise GenerationError(
         f"compile=True on a CPU needs a C++ compiler, GCC or Clang, but {wanted}; install g++ or clang, or leave "
         "compile out: the prepared model needs no compiler"
@@ -103,7 +152,18 @@ def _compiler() -> list[str]:
 
 
 def _version(compiler: Sequence[str]) -> bytes:
-    return subprocess.run([*compiler, "--version"], capture_output=True, timeout=_PATIENCE).stdout
+    return _said([*compiler, "--version"]).stdout
+
+
+def _said(command: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
+    """What a command of the compiler says, however it ends."""
+    try:
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise GenerationError(
+            f"compile=True on a CPU needs a C++ compiler, GCC or Clang, but {shlex.join(command)} did not end well: "
+            f"{error}; {_REMEDY}"
+        ) from error
 
 
 def _processor() -> bytes:
@@ -117,42 +177,67 @@ def _processor() -> bytes:
 
 def _folder() -> Path:
     """The user's own cache folder; what lies there is run, so it is nobody else's to write to."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    if not base:
-        base = str(Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache"))
-    folder = Path(base) / "gpt2-duet"
+    folder = Path("~/.cache/gpt2-duet")
     try:
+        base = os.environ.get("XDG_CACHE_HOME")
+        if not base:
+            base = str(Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache"))
+        folder = Path(base) / "gpt2-duet"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        about = folder.stat()
-    except OSError as error:
+        about, link = folder.stat(), folder.lstat()
+    except (OSError, RuntimeError) as error:  # a RuntimeError where nobody knows of a home
+        raise _no_room(folder, f"cannot be made ({getattr(error, 'strerror', None) or error})") from error
+    if not _is_ours(about) or link.st_uid != about.st_uid:
         raise GenerationError(
-            f"compile=True keeps what it compiled in {folder}, which cannot be made ({error.strerror}); set "
-            "XDG_CACHE_HOME to a folder of yours, or leave compile out"
-        ) from error
-    if hasattr(os, "getuid") and (about.st_uid != os.getuid() or about.st_mode & 0o022):
-        raise GenerationError(
-            f"compile=True keeps what it compiled in {folder}, which others may write to; make it yours alone "
-            f"(chmod 700), set XDG_CACHE_HOME to another folder, or leave compile out"
+            f"compile=True runs what it finds in {folder}, which others may write to: expected a folder of your own "
+            f"(mode 700), got one of user {about.st_uid} with mode {about.st_mode & 0o777:o}; remove it and what is "
+            "in it, which others may have put there; set XDG_CACHE_HOME to another, or leave compile out"
         )
     return folder
 
 
-def _compile(compiler: Sequence[str], flags: Sequence[str], file: Path) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "step.so"
-        command = [*compiler, *flags, str(_SOURCE), "-o", str(made)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise GenerationError(f"{shlex.join(command)} did not end well: {error}; leave compile out") from error
-        if done.returncode:
-            said = "\n".join(done.stderr.splitlines()[:5]) or f"exit status {done.returncode}"
-            raise GenerationError(
-                f"the C++ compiler could not make the compiled step: {said}\nthe command was {shlex.join(command)}; "
-                "set CXX to another compiler (GCC 9 or Clang 12, or newer), or leave compile out"
-            )
-        with atomic_write(file) as out:
-            out.write(made.read_bytes())
+def _no_room(folder: Path, why: str) -> GenerationError:
+    return GenerationError(
+        f"compile=True keeps what it compiled in {folder}, which {why}; set XDG_CACHE_HOME to a folder that you may "
+        "write to, or leave compile out"
+    )
+
+
+def _compile(compiler: Sequence[str], flags: Sequence[str], folder: Path, made_of: str) -> ctypes.CDLL:
+    """The step, compiled, loaded and only then kept. It is made where it stays: elsewhere it might not be run."""
+    try:
+        for left in folder.glob(".making-*"):  # by a process that was killed
+            with contextlib.suppress(OSError):
+                if time.time() - left.lstat().st_mtime > _LEFT:
+                    shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".making-", ignore_cleanup_errors=True) as aside:
+            made = Path(aside) / "step.so"
+            loaded = _made([*compiler, *flags, str(_SOURCE), "-o", str(made)], made)
+            made.chmod(0o700)
+            made.replace(folder / _name(made_of, made.read_bytes()))
+            return loaded
+    except OSError as error:
+        raise _no_room(folder, f"cannot be written to ({error.strerror or error})") from error
+
+
+def _made(command: Sequence[str], file: Path) -> ctypes.CDLL:
+    """What a command makes, loaded."""
+    done = _said(command)
+    if done.returncode:
+        said = "\n".join(done.stderr.decode(errors="replace").splitlines()[:5]) or f"exit status {done.returncode}"
+        raise GenerationError(
+            f"the C++ compiler could not make the compiled step: {said}\n"
+            f"the command was {shlex.join(command)}; {_REMEDY}"
+        )
+    if not file.exists():
+        raise GenerationError(f"{shlex.join(command)} ended well, but made no file; {_REMEDY}")
+    try:
+        return _loaded(file)
+    except (OSError, AttributeError) as error:
+        raise GenerationError(
+            f"what {shlex.join(command)} made cannot be loaded: {error}; expected a library for this machine, in a "
+            f"folder from which programs may be run (XDG_CACHE_HOME names another); {_REMEDY}"
+        ) from error
 
 
 # -- weights -----------------------------------------------------------------------------------------------------

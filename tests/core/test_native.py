@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -272,42 +276,200 @@ def fresh(monkeypatch, tmp_path):
     native.load_step.cache_clear()
 
 
-def test_what_was_compiled_is_kept_and_used_again(fresh, monkeypatch):
-    native.load_step()
+@pytest.fixture
+def compiler(monkeypatch, tmp_path):
+    """A compiler of any behaviour: a shell script, in which $made is what it is asked to make. `count` counts."""
+
+    def use(body):
+        script = tmp_path / "compiler"
+        find = 'for each; do [ "$last" = -o ] && made=$each; last=$each; done'
+        script.write_text(f'#!/bin/sh\n{find}\n[ "$made" ] && echo >> {tmp_path}/count\n{body}\n')
+        script.chmod(0o755)
+        monkeypatch.setenv("CXX", str(script))
+
+    use.count = lambda: len((tmp_path / "count").read_text())
+    return use
+
+
+@pytest.fixture
+def small(compiler, tmp_path):
+    """A compiler that needs no time, as it makes a step that does nothing."""
+    source = tmp_path / "small.cpp"
+    source.write_text('extern "C" int gpt2_step(void *, void *, void *) { return 42; }')
+    real = next(filter(shutil.which, ("g++", "c++", "clang++")))
+    library = tmp_path / "small.so"
+    subprocess.run([real, "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    compiler(f'[ "$made" ] && cp {library} "$made"; exit 0')
+    return compiler
+
+
+def again():
+    native.load_step.cache_clear()
+    loaded = native.load_step()
+    return loaded.gpt2_step(None, None, None)
+
+
+def test_what_was_compiled_is_kept_and_used_again(fresh, small):
+    assert again() == 42
     (file,) = fresh.iterdir()
     assert file.name.startswith("step-") and fresh.stat().st_mode & 0o077 == 0
-    native.load_step.cache_clear()
-
-    def no_more(*arguments):
-        raise AssertionError("compiled again")
-
-    monkeypatch.setattr(native, "_compile", no_more)
-    native.load_step()
+    assert again() == 42 and small.count() == 1
 
 
-def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(fresh, monkeypatch, tmp_path):
-    script = tmp_path / "failing"
-    script.write_text("#!/bin/sh\necho 'error: no such option' >&2\nexit 3\n")
-    script.chmod(0o755)
-    monkeypatch.setenv("CXX", str(script))
-    with pytest.raises(GenerationError, match=r"(?s)not make the compiled step: error: no such option.*leave compile"):
+def _writable(file):
+    file.chmod(0o766)
+
+
+def _link(file):
+    file.rename(file.with_name("elsewhere"))
+    file.symlink_to("elsewhere")
+
+
+def _strangers(file):
+    if os.getuid():
+        pytest.skip("only root can give a file away")
+    os.chown(file, 12345, 12345)
+
+
+@pytest.mark.parametrize("change", [_writable, _link, _strangers])
+def test_a_kept_file_that_may_be_another_users_work_is_not_run_but_made_again(fresh, small, change):
+    again()
+    (file,) = fresh.iterdir()
+    change(file)
+    again()
+    again()
+    about = file.lstat()
+    assert small.count() == 2 and about.st_uid == os.getuid() and about.st_mode == 0o100700
+
+
+@pytest.mark.parametrize("left", [0, 100, 6000], ids=str)
+def test_a_kept_file_that_lost_its_end_is_made_again(fresh, small, left):
+    """To load one takes the process with it, where the end of it is missing that the system maps."""
+    again()
+    (file,) = fresh.iterdir()
+    whole = file.read_bytes()
+    file.unlink()  # this process has loaded it
+    file.write_bytes(whole[:left])
+    assert again() == again() == 42 and small.count() == 2
+    assert [each.read_bytes() for each in fresh.iterdir()] == [whole]
+
+
+def test_a_kept_file_that_does_not_load_here_is_made_again(fresh, small):
+    again()
+    (file,) = fresh.iterdir()
+    content = b"of another machine"
+    other = file.with_name(native._name(file.name.split("-")[1], content))
+    file.unlink()
+    other.write_bytes(content)
+    assert again() == again() == 42 and small.count() == 2 and list(fresh.iterdir()) == [file]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_one_is_making_is_not(fresh, small):
+    for name, age in ((".making-old", 4000), (".making-new", 0)):
+        (fresh / name).mkdir(parents=True, mode=0o700)
+        (fresh / name / "step.so").write_text("")
+        os.utime(fresh / name, (time.time() - age,) * 2)
+    fresh.chmod(0o700)
+    again()
+    assert sorted(re.sub("step-.*", "step-", each.name) for each in fresh.iterdir()) == [".making-new", "step-"]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("echo 'error: no such option' >&2; exit 3", r"could not make the compiled step: error: no such option"),
+        (r"printf '\377 is no text' >&2; exit 3", "could not make the compiled step: \N{REPLACEMENT CHARACTER} is no"),
+        ("exit 3", "could not make the compiled step: exit status 3"),
+        ("exit 0", "ended well, but made no file"),
+        ('[ "$made" ] && : > "$made"; exit 0', "cannot be loaded: .*expected a library for this machine"),
+        ('[ "$made" ] && echo no library > "$made"; exit 0', "cannot be loaded: .*expected a library for this machine"),
+        ('[ "$made" ] && exec REAL -c -x c++ /dev/null -o "$made"; exit 0', "cannot be loaded: "),
+        ('[ "$made" ] && exec REAL -shared -x c++ /dev/null -o "$made"; exit 0', "cannot be loaded: .*gpt2_step"),
+        ('[ "$made" ] && exec sleep 20; exit 0', "did not end well: .*timed out"),
+        ("exec sleep 20", "--version did not end well: .*timed out"),
+    ],
+    ids=str,
+)
+def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(fresh, compiler, monkeypatch, body, said):
+    monkeypatch.setattr(native, "_PATIENCE", 2.0)
+    compiler(body.replace("REAL", next(filter(shutil.which, ("g++", "c++", "clang++")))))
+    with pytest.raises(GenerationError, match=rf"(?s){said}.*set CXX to another compiler.*leave compile out"):
         native.load_step()
-    assert not list(fresh.iterdir())
+    assert not fresh.exists() or not list(fresh.iterdir())
 
 
-def test_a_cache_folder_that_others_may_write_to_is_refused(fresh):
+def test_a_compiler_that_is_none_is_said(fresh, monkeypatch, tmp_path):
+    junk = tmp_path / "junk"
+    junk.write_bytes(b"\x7fELF of another machine")
+    junk.chmod(0o755)
+    for named, said in (
+        ('g++ "x', r"CXX is 'g\+\+ \"x', which is no command \(No closing quotation\); install"),
+        ("no-such-compiler -x", "CXX names 'no-such-compiler -x', which is not there; install"),
+        ("  ", "CXX names '  ', which is not there; install"),
+        (str(junk), "junk --version did not end well: .*Exec format error.*set CXX to another"),
+    ):
+        monkeypatch.setenv("CXX", named)
+        with pytest.raises(GenerationError, match=rf"{said}.*leave compile out"):
+            native.load_step()
+
+
+def test_a_source_that_is_not_there_is_said(fresh, small, monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "_SOURCE", tmp_path / "native.cpp")
+    with pytest.raises(GenerationError, match=r"native.cpp, which cannot be read \(No such file.*leave compile out"):
+        native.load_step()
+
+
+def test_a_cache_folder_that_others_may_write_to_is_refused(fresh, small):
     fresh.mkdir()
     fresh.chmod(0o777)
-    with pytest.raises(GenerationError, match="which others may write to"):
+    said = rf"{fresh}, which others may write to.*got one of user {os.getuid()} with mode 777; remove it"
+    with pytest.raises(GenerationError, match=said):
         native.load_step()
 
 
-def test_a_cache_folder_that_cannot_be_made_is_said(monkeypatch, tmp_path):
+def test_a_cache_folder_may_be_a_link_of_ones_own_and_of_nobody_else(fresh, small, tmp_path):
+    (tmp_path / "real").mkdir(mode=0o700)
+    fresh.symlink_to("real")
+    again()
+    if os.getuid() == 0:
+        os.chown(fresh, 12345, 12345, follow_symlinks=False)
+        with pytest.raises(GenerationError, match="which others may write to"):
+            again()
+
+
+def test_a_cache_folder_that_cannot_be_made_is_said(fresh, small, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    native.load_step.cache_clear()
-    with pytest.raises(GenerationError, match="cannot be made"):
+    with pytest.raises(GenerationError, match=r"cannot be made \(Not a directory\); set XDG_CACHE_HOME"):
         native.load_step()
+
+
+def test_a_user_without_a_home_is_told_of_the_cache_folder(fresh, small, monkeypatch):
+    def nobodys():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nobodys)
+    with pytest.raises(GenerationError, match=r"cannot be made \(Could not determine home.*set XDG_CACHE_HOME"):
+        native.load_step()
+
+
+def test_a_cache_folder_that_cannot_be_written_to_is_said(fresh, small, monkeypatch):
+    def refused(*arguments):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refused)
+    with pytest.raises(GenerationError, match=r"cannot be written to \(Permission denied\); set XDG_CACHE_HOME"):
+        native.load_step()
+
+
+def test_a_folder_in_the_place_of_the_kept_file_is_said(fresh, small):
+    again()
+    (file,) = fresh.iterdir()
+    file.unlink()
+    (file / "full").mkdir(parents=True)
+    with pytest.raises(GenerationError, match=r"cannot be written to \(Is a directory\); set XDG_CACHE_HOME"):
+        again()
 
 
 def test_an_activation_that_it_does_not_have_is_named():
@@ -344,7 +506,7 @@ def test_processors_with_fewer_instructions_get_the_same_numbers(fresh, monkeypa
     expected = logits(model, built(model, "int8"), ids)
     native.load_step.cache_clear()
     real = native._compile
-    monkeypatch.setattr(native, "_compile", lambda compiler, _, file: real(compiler, [*native._FLAGS, *flags], file))
+    monkeypatch.setattr(native, "_compile", lambda compiler, _, *more: real(compiler, [*native._FLAGS, *flags], *more))
     for file in fresh.iterdir():
         file.unlink()
     np.testing.assert_allclose(logits(model, built(model, "int8"), ids), expected, rtol=1e-4, atol=1e-4)
