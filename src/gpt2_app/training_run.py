@@ -361,7 +361,8 @@ def finish(ready: Ready) -> Path:
     ready.tokenizer.save_pretrained(ready.folder / FINAL)
     if about.lora is not None:
         make_folder(ready.folder / ADAPTER)
-        adapters.write_adapter(ready.folder / ADAPTER, about.lora, adapter, about.base, about.architecture)
+        labels = about.config.id2label
+        adapters.write_adapter(ready.folder / ADAPTER, about.lora, adapter, about.base, about.architecture, labels)
     write_table(ready.folder)
     draw_curves(ready.folder)
     return ready.folder / FINAL

@@ -63,6 +63,9 @@ _TASKS = {
 _HEADS = {
     "score": Head.SEQUENCE, "multiple_choice_head": Head.DOUBLE, "classifier": Head.TOKEN, "qa_outputs": Head.QA,
 }  # fmt: skip
+# The heads whose outputs are classes, and where the file of weights keeps their names: peft's settings have no place.
+_OF_CLASSES = (Head.SEQUENCE, Head.TOKEN)
+_NAMES = "id2label"
 # Settings that leave some of the target's layers out.
 _SOME_LAYERS = ("layers_to_transform", "exclude_modules")
 
@@ -155,16 +158,25 @@ def merge_all(
 
 
 def write_adapter(
-    folder: Path, lora: Lora, tensors: Mapping[str, Tensor], base: str, architecture: str = "GPT2LMHeadModel"
+    folder: Path,
+    lora: Lora,
+    tensors: Mapping[str, Tensor],
+    base: str,
+    architecture: str = "GPT2LMHeadModel",
+    labels: Mapping[int, str] | None = None,
 ) -> None:
     """Write an adapter, under our names of its parameters, as the field stores it.
 
-    ``architecture`` is the class of the model that it stands beside, by which peft chooses its own wrapper.
+    ``architecture`` is the class of the model that it stands beside, by which peft chooses its own wrapper; ``labels``
+    are the names of its classes, which are kept where the adapter has a head of classes.
 
     Raises: WriteError.
     """
     renamed = {f"{_THEIRS}{name}{_SUFFIX if name.endswith((A, B)) else ''}": each for name, each in tensors.items()}
-    safetensors.write(folder / WEIGHTS, renamed)
+    metadata = {"format": "pt"}  # the default, which transformers asks for
+    if labels is not None and _of_classes(tensors):
+        metadata[_NAMES] = json.dumps({str(number): name for number, name in labels.items()})
+    safetensors.write(folder / WEIGHTS, renamed, metadata=metadata)
     settings = {
         "base_model_name_or_path": base,
         "bias": "none",
@@ -183,12 +195,16 @@ def write_adapter(
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A saved adapter: where it was read, what it is like, its arrays by name, and the model it was trained beside."""
+    """A saved adapter: where it was read, what it is like, its arrays by name, and the model it was trained beside.
+
+    ``labels`` are the names of the classes of its head, where it has one and keeps them.
+    """
 
     folder: Path
     lora: Lora
     arrays: Mapping[str, NDArray[Any]]
     base: str
+    labels: Mapping[int, str] | None = None
 
     def __str__(self) -> str:
         return (
@@ -223,12 +239,13 @@ def read_adapter(folder: str | Path) -> Adapter:
         if isinstance(cause, CheckpointError):
             raise
         raise CheckpointError(f"{folder / SETTINGS} cannot be used ({cause}); expected a LoRA adapter's") from cause
-    arrays = _arrays(folder)
+    arrays, metadata = _arrays(folder)
     # A pattern, or only some layers: the arrays themselves say beside which kernels they stand.
     if not isinstance(named, list) or any(settings.get(name) for name in _SOME_LAYERS):
         named = [name.removesuffix(A) for name in arrays if name.endswith(A)]
     lora = Lora(rank, alpha, tuple(str(target) for target in named), dropout)
-    return Adapter(folder, lora, arrays, str(settings.get("base_model_name_or_path") or ""))
+    labels = _labels(metadata, arrays, folder / WEIGHTS)
+    return Adapter(folder, lora, arrays, str(settings.get("base_model_name_or_path") or ""), labels)
 
 
 def _check_plain(settings: Mapping[str, Any], path: Path) -> None:
@@ -251,13 +268,40 @@ def _check_plain(settings: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def _arrays(folder: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an adapter under our names."""
+def _arrays(folder: Path) -> tuple[dict[str, NDArray[Any]], Mapping[str, str]]:
+    """The arrays of an adapter under our names, and the metadata of their file."""
     older = not (folder / WEIGHTS).exists() and (folder / _OLDER_WEIGHTS).exists()
     with pickled.read(folder / _OLDER_WEIGHTS) if older else safetensors.read(folder / WEIGHTS) as file:
         named = {name.removeprefix(_THEIRS): np.array(tensor.array()) for name, tensor in file.items()}
+        metadata = dict(file.metadata)
     lora = (A + _SUFFIX, B + _SUFFIX)
-    return {name.removesuffix(_SUFFIX) if name.endswith(lora) else name: array for name, array in named.items()}
+    ours = {name.removesuffix(_SUFFIX) if name.endswith(lora) else name: array for name, array in named.items()}
+    return ours, metadata
+
+
+def _of_classes(tensors: Mapping[str, Any]) -> list[str]:
+    """Those of the tensors that have one row for each class."""
+    return [name for name in tensors if _HEADS.get(name.partition(".")[0]) in _OF_CLASSES]
+
+
+def _labels(metadata: Mapping[str, str], arrays: Mapping[str, NDArray[Any]], path: Path) -> dict[int, str] | None:
+    """The names of the classes, where the file keeps them. Raises: CheckpointError, for some that cannot be used."""
+    heads = _of_classes(arrays)
+    if _NAMES not in metadata or not heads:
+        return None
+    try:
+        labels = {int(number): str(name) for number, name in json.loads(metadata[_NAMES]).items()}
+    except (ValueError, AttributeError, RecursionError) as cause:
+        raise CheckpointError(
+            f"{path} has metadata {_NAMES} that cannot be read ({cause}); expected names of classes by number; fetch "
+            "the file again"
+        ) from cause
+    if sorted(labels) != list(range(len(arrays[heads[0]]))):
+        raise CheckpointError(
+            f"{path} names the classes {sorted(labels)}, expected 0 to {len(arrays[heads[0]]) - 1}, the rows of its "
+            f"{heads[0]}; fetch the file again"
+        )
+    return labels
 
 
 def fitted(adapter: Adapter, config: GPT2Config, head: Head | str) -> Adapter:
@@ -305,7 +349,7 @@ def adapted(source: Source, folder: str | Path) -> Source:
     model's.
     """
     saved = read_adapter(folder)
-    source = _with_head(source, saved)
+    source = _with_labels(_with_head(source, saved), saved)
     adapter = fitted(saved, source.config, source.head)
     checkpoint, tensors = source.checkpoint, dict(source.checkpoint)
     layers = [name.removesuffix(A) for name in adapter.arrays if name.endswith(A)]
@@ -349,6 +393,16 @@ def _with_head(source: Source, adapter: Adapter) -> Source:
         head=head,
         matching=replace(source.matching, names=names),
     )
+
+
+def _with_labels(source: Source, adapter: Adapter) -> Source:
+    """The model with the names of the classes that the adapter's head was trained for, under both keys of the field."""
+    if adapter.labels is None or source.config.num_labels != len(adapter.labels):
+        return source  # another number of classes: `fitted` tells what does not fit
+    numbers = {name: number for number, name in adapter.labels.items()}
+    extra = {**source.config.extra, "label2id": numbers}
+    config = source.config.replace(id2label=adapter.labels, extra=extra)
+    return replace(source, known=replace(source.known, config=config))
 
 
 def _holding(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], notes: tuple[str, ...]) -> Checkpoint:

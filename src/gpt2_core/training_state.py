@@ -114,7 +114,8 @@ def save_state(states: Path, progress: Progress, groups: Groups, about: About, r
 
 def _write_model(stage: Path, groups: Groups, about: About) -> None:
     if about.lora is not None:
-        adapters.write_adapter(stage, about.lora, groups["adapter"], about.base, about.architecture)
+        labels = about.config.id2label
+        adapters.write_adapter(stage, about.lora, groups["adapter"], about.base, about.architecture, labels)
         return
     extra = dict(about.config.extra) | {"architectures": [about.architecture], "dtype": "float32"}
     extra.pop("torch_dtype", None)

@@ -9,6 +9,7 @@ import pytest
 
 from gpt2_core.adapters import (
     Lora,
+    adapted,
     adapter_table,
     fitted,
     merge_all,
@@ -17,9 +18,13 @@ from gpt2_core.adapters import (
     target_kernels,
     write_adapter,
 )
+from gpt2_core.checkpoints import safetensors
 from gpt2_core.checkpoints.tensors import Tensor
+from gpt2_core.conversion import open_source
 from gpt2_core.errors import CheckpointError, CheckpointMismatchError, ConfigError
 from gpt2_core.parameters import parameter_table
+from gpt2_core.pretrained import save_pretrained
+from gpt2_core.training_state import About, Progress, save_state
 from models import small_config
 
 CONFIG = small_config(n_layer=2)
@@ -120,6 +125,55 @@ def test_a_head_is_trained_whole_and_taken_as_it_is(tmp_path):
     assert not any(name.startswith("score") for name in fitted(saved(tmp_path), CONFIG, "sequence").arrays)
 
 
+NAMES = {0: "bad", 1: "good", 2: "so-so"}
+THREE = CONFIG.replace(num_labels=3)
+
+
+def classifier(folder, labels=NAMES, head="sequence"):
+    """An adapter with a head of three classes (or another head) on disk."""
+    lora = Lora(2, 4.0, ("attn.c_attn",))
+    arrays = {row.name: Tensor.of(np.ones(row.shape, np.float32)) for row in adapter_table(THREE, head, lora)}
+    folder.mkdir(exist_ok=True)
+    write_adapter(folder, lora, arrays, "gpt2", "GPT2ForSequenceClassification", labels)
+    return folder
+
+
+@pytest.mark.parametrize("head", ["sequence", "token"])
+def test_the_names_of_the_classes_are_kept_with_the_head(tmp_path, head):
+    folder = classifier(tmp_path, head=head)
+    assert read_adapter(folder).labels == NAMES
+    assert NAMES[0] not in (folder / "adapter_config.json").read_text()  # peft has no such setting
+    assert fitted(read_adapter(folder), THREE, head).labels == NAMES
+    assert read_adapter(classifier(tmp_path, None, head)).labels is None
+    assert read_adapter(classifier(tmp_path, NAMES, "lm")).labels is None  # no classes, no names
+
+
+@pytest.mark.parametrize("base", ["none", "lm", "sequence"])
+def test_a_model_that_is_made_of_a_classifier_s_adapter_has_the_names_of_its_classes(tmp_path, base):
+    config = THREE.replace(id2label={0: "x", 1: "y", 2: "z"}) if base == "sequence" else CONFIG
+    tensors = {row.name: Tensor.of(np.zeros(row.shape, np.float32)) for row in parameter_table(config, base)}
+    save_pretrained(tmp_path / "base", config, base, tensors, architecture="GPT2Model")
+    with open_source(tmp_path / "base") as opened:
+        again = adapted(opened, classifier(tmp_path / "adapter"))
+        assert (again.head.value, again.config.num_labels, again.config.id2label) == ("sequence", 3, NAMES)
+        assert again.config.to_dict()["label2id"] == {"bad": 0, "good": 1, "so-so": 2}
+        unnamed = adapted(opened, classifier(tmp_path / "adapter", None)).config
+        assert unnamed.id2label == config.id2label
+
+
+@pytest.mark.parametrize(
+    ("said", "words"), [("{", "cannot be read"), ("[]", "cannot be read"), ('{"0": "bad"}', "classes [0], expected 0")]
+)
+def test_names_of_classes_that_do_not_fit_are_reported(tmp_path, said, words):
+    file = classifier(tmp_path) / "adapter_model.safetensors"
+    with safetensors.read(file) as read:
+        tensors = {name: Tensor.of(np.array(tensor.array())) for name, tensor in read.items()}
+    safetensors.write(file, tensors, metadata={"id2label": said})
+    with pytest.raises(CheckpointError) as error:
+        read_adapter(tmp_path)
+    assert words in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -192,3 +246,11 @@ def test_an_adapter_of_another_family_is_refused(tmp_path):
     path.write_text(path.read_text().replace("attn.c_attn", "q_proj"))
     with pytest.raises(CheckpointMismatchError, match=r"unexpected \(4\)"):
         fitted(read_adapter(tmp_path), CONFIG, "lm")
+
+
+def test_the_state_of_a_run_keeps_the_names_of_its_classes(tmp_path):
+    lora = Lora(2, 4.0, ("attn.c_attn",))
+    tensors = {row.name: Tensor.of(np.ones(row.shape, np.float32)) for row in adapter_table(THREE, "sequence", lora)}
+    about = About(THREE.replace(id2label=NAMES), "GPT2ForSequenceClassification", lora, "gpt2")
+    folder = save_state(tmp_path, Progress(step=1), {"adapter": tensors, "exp_avg": tensors}, about, {})
+    assert read_adapter(folder).labels == NAMES
