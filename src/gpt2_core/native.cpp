@@ -600,7 +600,10 @@ void Crew::run(const Model *model, const Step *step, const OpenMP *openmp) {
 }
 
 extern "C" int gpt2_step(const Model *model, const Step *step, const OpenMP *openmp) {
-    // Threads do not survive a fork: a child process gets a crew of its own.
+    // Threads do not survive a fork: a child process gets a crew of its own. That helps with our own threads only: GCC's
+    // OpenMP library waits in a child for threads that only its parent has, so native.py gives a child none to work with.
+    // (A framework's own operations wait there all the same. And a fork in the very moment in which another thread asks
+    // for a crew leaves the child this lock closed.)
     static std::mutex mutex;
     static Crew *crew = nullptr;
     static pid_t owner = 0;

@@ -278,6 +278,12 @@ class _Step(ctypes.Structure):
     )  # fmt: skip
 
 
+@functools.cache
+def _first_process() -> int:
+    """The process in which another's threads were first asked for, which is the only one that has them."""
+    return os.getpid()
+
+
 def hardware_threads() -> int:
     """The processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -287,8 +293,11 @@ class _OpenMP(ctypes.Structure):
     _fields_ = (("parallel", ctypes.c_void_p), ("thread", ctypes.c_void_p), ("threads", ctypes.c_void_p))
 
 
-def openmp_of(folder: Path) -> _OpenMP | None:
-    """The OpenMP library that this process has loaded from below a folder, or from the system; None if there is none.
+def openmp_of(folder: Path, package: str = "torch") -> _OpenMP | None:
+    """The OpenMP library that a framework has loaded into this process; None if there is none.
+
+    Of several that one which lies in the framework's own folder, ``package`` or what begins with its name (wheels have
+    a folder of libraries beside it), then one elsewhere below ``folder``, then one of the system; by name among equals.
 
     A framework's threads wait for its next operation by spinning; a step by other threads would share the processors
     with them, and took twice as long.
@@ -298,7 +307,13 @@ def openmp_of(folder: Path) -> _OpenMP | None:
     except (OSError, IndexError):
         return None
     files = [path for path in mapped if path.name.startswith(("libgomp", "libiomp5", "libomp"))]
-    for path in sorted(files, key=lambda path: folder not in path.parents):
+
+    def far(path: Path) -> tuple[int, str]:
+        below = folder in path.parents
+        own = below and path.relative_to(folder).parts[0].split(".")[0] == package
+        return 2 - below - own, str(path)
+
+    for path in sorted(files, key=far):
         with contextlib.suppress(OSError, AttributeError):
             loaded = ctypes.CDLL(str(path))
             found = (loaded.GOMP_parallel, loaded.omp_get_thread_num, loaded.omp_get_num_threads)
@@ -350,7 +365,8 @@ class NativeModel:
         head_width: D.
         dtype: float32, bfloat16 or int8; weights given as float32 are rounded to it.
         activation: as a configuration names it.
-        openmp: whose threads do the work (`openmp_of`); None for threads of its own.
+        openmp: whose threads do the work (`openmp_of`); None for threads of its own. A process that was forked from one
+            that asked for them has threads of its own, too: OpenMP's wait there forever for those that did not come.
 
     Raises: GenerationError, where it cannot be compiled, or has no such activation.
     """
@@ -367,6 +383,8 @@ class NativeModel:
             )
         self._step = load_step().gpt2_step
         self._openmp = None if openmp is None else ctypes.pointer(openmp)
+        if openmp is not None:
+            _first_process()
         self._kept: list[Any] = []  # what the structures point to
         self._kind = KINDS[dtype]
         self.most_rows = _MOST_ROWS[dtype]
@@ -398,11 +416,12 @@ class NativeModel:
     def embed(self, tokens: NDArray[np.int64], positions: NDArray[np.int64]) -> Floats:
         """What `step` begins with, (R, C), of tokens (R,) at positions (R,)."""
         found = self._table[tokens]
-        if self._scales is not None:
-            found = found * self._scales[tokens]
-        elif found.dtype.itemsize == 2:
-            found = (found.astype(np.int32) << 16).view(np.float32)
-        out: Floats = found + self._positions[positions]
+        with _quietly():
+            if self._scales is not None:
+                found = found * self._scales[tokens]
+            elif found.dtype.itemsize == 2:
+                found = (found.astype(np.int32) << 16).view(np.float32)
+            out: Floats = found + self._positions[positions]
         return out
 
     def step(
@@ -437,7 +456,8 @@ class NativeModel:
             R, stream.ctypes.data, cache.ctypes.data, layer, row, head, column,
             None if columns is None else columns.ctypes.data, logits.ctypes.data, threads,
         )  # fmt: skip
-        if self._step(ctypes.byref(self._model), ctypes.byref(step), self._openmp):
+        openmp = self._openmp if self._openmp is not None and os.getpid() == _first_process() else None
+        if self._step(ctypes.byref(self._model), ctypes.byref(step), openmp):
             raise GenerationError(f"the compiled step found no memory, or could not start {threads} threads")
         return logits
 
@@ -491,8 +511,14 @@ def _grouped(weight: NDArray[Any], together: int) -> tuple[NDArray[Any], int]:
 
 def rounded(weight: Floats) -> tuple[NDArray[np.int8], Floats]:
     """Whole numbers (N, K) from -127 to 127, and the scale (N,) of each row."""
-    scales = np.maximum(np.abs(weight).max(axis=1), _TINY) / np.float32(127)
-    return np.clip(np.rint(weight / scales[:, None]), -127, 127).astype(np.int8), scales
+    with _quietly():
+        scales = np.maximum(np.abs(weight).max(axis=1), _TINY) / np.float32(127)
+        return np.clip(np.rint(weight / scales[:, None]), -127, 127).astype(np.int8), scales
+
+
+def _quietly() -> np.errstate:
+    """Numbers that are none stay so, and whoever writes with them is told; numpy need not warn of each besides."""
+    return np.errstate(divide="ignore", invalid="ignore", over="ignore")
 
 
 def to_bfloat16(values: Floats) -> NDArray[np.uint16]:
@@ -510,11 +536,11 @@ def smoothed(norm: NormWeights, product: Product) -> tuple[NormWeights, Product]
 
     Source: Xiao et al. 2023, "SmoothQuant", section 4, with the norm's own gain in the place of measured activations.
     """
-    large = np.maximum(4 * np.abs(norm.gain) + np.abs(norm.bias), np.float32(1e-6))
-    share = np.sqrt(large / np.maximum(np.abs(product.weight).max(axis=0), np.float32(1e-6)))
-    return NormWeights(norm.gain / share, norm.bias / share, norm.epsilon), Product(
-        product.weight * share, product.bias
-    )
+    with _quietly():
+        large = np.maximum(4 * np.abs(norm.gain) + np.abs(norm.bias), np.float32(1e-6))
+        share = np.sqrt(large / np.maximum(np.abs(product.weight).max(axis=0), np.float32(1e-6)))
+        even = NormWeights(norm.gain / share, norm.bias / share, norm.epsilon)
+        return even, Product(product.weight * share, product.bias)
 
 
 def blocks_of(model: Any, norm: Callable[[Any], NormWeights], product: Callable[[Any], Product]) -> list[LayerWeights]:

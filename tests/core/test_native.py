@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -191,6 +192,19 @@ def test_a_number_that_is_none_comes_out_as_none(dtype):
     assert np.isfinite(found[0]).all() and np.isnan(found[1]).all()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", native.KINDS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38], ids=str)
+@pytest.mark.parametrize("name", ["wte.weight", "h.0.ln_1.weight", "h.1.mlp.c_fc.weight", "ln_f.bias"])
+def test_weights_that_are_no_numbers_are_taken_without_a_warning_and_come_out_as_none(dtype, bad, name):
+    model = reference()
+    weights = {name: np.float32(value) for name, value in model.parameters.items()}
+    weights[f"transformer.{name}"][..., 3] = bad
+    made = built(ReferenceModel(model.config, weights), dtype)
+    found = made.step(made.embed(np.array([1]), np.array([0])), cache_for(model, 1).buffer, 0, None, 1)
+    assert bad == 3e38 or not np.isfinite(found).all()
+
+
 def test_bfloat16_is_rounded_to_nearest_with_ties_to_even():
     values = np.array([1.0, 1.00390625, 1.01171875, -3.3e38, np.inf, 1e-40, np.nan], np.float32)
     found = (native.to_bfloat16(values).astype(np.uint32) << 16).view(np.float32)
@@ -215,25 +229,36 @@ def test_a_cache_grows_keeps_and_reorders_what_was_put_in():
 # -- another's threads ----------------------------------------------------------------------------------------
 
 
-def test_threads_of_openmp_do_the_same_and_may_be_fewer_than_asked_for(tmp_path):
-    compiler = next(filter(shutil.which, ("g++", "c++", "clang++")))
-    source = tmp_path / "omp.c"
-    source.write_text("int nothing(void) { return 0; }")
-    library = tmp_path / "libgomp_user.so"
-    done = subprocess.run([compiler, "-x", "c++", "-fopenmp", "-shared", "-fPIC", str(source), "-o", str(library)])
-    if done.returncode:
-        pytest.skip("no OpenMP here")
+@pytest.fixture
+def openmp(tmp_path):
     try:
         ctypes.CDLL("libgomp.so.1")
     except OSError:
         pytest.skip("no OpenMP here")
-    openmp = native.openmp_of(tmp_path)
-    assert openmp is not None
+    found = native.openmp_of(tmp_path)
+    assert found is not None
+    return found
+
+
+def test_threads_of_openmp_do_the_same_and_may_be_fewer_than_asked_for(openmp):
     model = reference()
     ids = ids_for(model, 3, 4)
     expected = logits(model, built(model), ids)
     for threads in (1, 2, 9):
         assert np.array_equal(logits(model, built(model, openmp=openmp), ids, threads=threads), expected)
+
+
+def in_a_child(work):
+    """Whether `work` is true in a forked process, within a quarter of a minute."""
+    child = os.fork()
+    if not child:
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(15)
+            os._exit(0 if work() else 1)
+        finally:
+            os._exit(2)
+    return os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -242,10 +267,46 @@ def test_a_child_process_has_threads_of_its_own():
     model = reference()
     made, ids = built(model), ids_for(model, 1, 3)
     expected = logits(model, made, ids, threads=2)
-    child = os.fork()
-    if not child:
-        os._exit(0 if np.array_equal(logits(model, made, ids, threads=2), expected) else 1)
-    assert os.waitpid(child, 0)[1] == 0
+    assert in_a_child(lambda: np.array_equal(logits(model, made, ids, threads=2), expected))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_child_process_does_not_wait_for_threads_of_openmp_that_only_its_parent_has(openmp):
+    model = reference()
+    made, ids = built(model, openmp=openmp), ids_for(model, 1, 3)
+    expected = logits(model, made, ids, threads=2)
+    assert in_a_child(lambda: np.array_equal(logits(model, made, ids, threads=2), expected))
+    assert in_a_child(lambda: np.array_equal(logits(model, built(model, openmp=openmp), ids, threads=2), expected))
+
+
+@pytest.fixture
+def loaded_from(monkeypatch, tmp_path):
+    """Which library is asked for OpenMP's functions first, where these are loaded into the process."""
+
+    def ask(*names):
+        maps, asked = tmp_path / "maps", []
+        maps.write_text("".join(f"7f00-7f01 r-xp 00000000 08:01 4242    {tmp_path}/{name}\n" for name in names))
+        monkeypatch.setattr(native, "_MAPS", maps)
+        monkeypatch.setattr(ctypes, "CDLL", lambda path: asked.append(Path(path).relative_to(tmp_path)))
+        assert native.openmp_of(tmp_path / "site") is None
+        return [str(path) for path in asked]
+
+    return ask
+
+
+def test_the_frameworks_own_openmp_is_asked_first_and_the_systems_last(loaded_from):
+    expected = [
+        "site/torch.libs/libgomp-a.so.1",
+        "site/torch/lib/libgomp-b.so.1",
+        "site/a.libs/libgomp-a.so.1",
+        "site/scikit_learn.libs/libgomp-a.so.1",
+        "site/torchvision.libs/libgomp-a.so.1",
+        "a/libiomp5.so",
+        "usr/libgomp.so.1",
+    ]
+    for order in (expected, expected[::-1], expected[3:] + expected[:3]):
+        assert loaded_from(*order, "site/torch/lib/libcomputed.so") == expected
 
 
 # -- wrong use, and a compiler that fails ---------------------------------------------------------------------
