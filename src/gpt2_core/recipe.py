@@ -382,8 +382,8 @@ def _check_together(recipe: Recipe) -> None:
         raise ConfigError("lora_rank freezes every weight of the model already; leave freeze out")
     if recipe.optimizer != "muon" and recipe.momentum != Recipe.momentum:
         raise ConfigError(
-            f"momentum={recipe.momentum} has no effect on optimizer={recipe.optimizer!r}, whose is beta1; leave it out, "
-            "or set optimizer='muon'"
+            f"momentum={recipe.momentum} has no effect on optimizer={recipe.optimizer!r}, whose own is beta1; leave it "
+            "out, or set optimizer='muon'"
         )
     if recipe.optimizer == "muon" and recipe.lora_rank:
         raise ConfigError("optimizer 'muon' trains the blocks' kernels, which lora_rank freezes; set it to 'adamw'")
