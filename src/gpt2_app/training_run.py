@@ -242,6 +242,7 @@ def _examples(recipe: Recipe, tokenizer: GPT2Tokenizer) -> tuple[Any, Any]:
     from gpt2_core.data_examples import read_examples
 
     found = read_examples(recipe.data, recipe.task, tokenizer)
+    _check_several_classes(found)
     if recipe.validation is not None:
         apart = read_examples(recipe.validation, recipe.task, tokenizer, label_names=found.label_names)
         if found.label_names is None and apart.label_names is not None:
@@ -251,6 +252,16 @@ def _examples(recipe: Recipe, tokenizer: GPT2Tokenizer) -> tuple[Any, Any]:
             )
         return found, apart
     return found.split(recipe.val_fraction, recipe.seed) if recipe.val_fraction else (found, None)
+
+
+def _check_several_classes(data: Examples) -> None:
+    if data.task != "classification" or data.labels is None or int(data.labels.min()) != int(data.labels.max()):
+        return
+    only = int(data.labels[0])
+    raise InputError(
+        f"{data.source}: every example has the label {only if data.label_names is None else data.label_names[only]!r}, "
+        "expected at least two classes, as there is nothing to learn from one; add examples of the others"
+    )
 
 
 def _tokenised(

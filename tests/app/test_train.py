@@ -222,6 +222,14 @@ def test_classes_with_numbers_here_and_names_there_are_told(gpt2: Run, tmp_path:
     assert "names its classes ('bad', 'good'), but those of" in " ".join(done.stderr.split())
 
 
+def test_examples_of_one_class_alone_are_told(gpt2: Run, tmp_path: Path) -> None:
+    path = tmp_path / "one.jsonl"
+    path.write_text("".join(json.dumps(line | {"label": "good"}) + "\n" for line in LABELLED))
+    done = gpt2("train", path, "--out", tmp_path / "run", *options(task="classification", steps=1))
+    assert done.exit_code == 2
+    assert "every example has the label 'good', expected at least two classes" in " ".join(done.stderr.split())
+
+
 def test_an_adapter_is_written_alone_and_merged(gpt2: Run, text: Path, tmp_path: Path, one_thread: None) -> None:
     out = tmp_path / "run"
     done = gpt2("train", text, "--out", out, *options(steps=3, lr=0.1, lora_rank=2))
@@ -260,9 +268,9 @@ def test_a_head_is_trained_with_an_adapter_and_both_make_the_model_again(
     assert done.exit_code == 0, done.stderr
     arrays = read_adapter(out / "adapter").arrays
     assert set(head) == {name for name in arrays if "lora" not in name}
-    drawn = {row.name: initial_value(row, 0) for row in parameter_table(BASE, "sequence")}
-    if task == "classification":
-        assert (arrays["score.weight"] != drawn["score.weight"]).all()
+    kind = "sequence" if task == "classification" else "double"
+    drawn = {row.name: initial_value(row, 0) for row in parameter_table(BASE, kind)}
+    assert (arrays[head[0]] != drawn[head[0]]).all()
     done = gpt2("convert", tmp_path / "base", tmp_path / "again", "--adapter", out / "adapter")
     assert done.exit_code == 0, done.output
     assert f"{', '.join(head)} {'is' if len(head) == 1 else 'are'} as trained with it" in " ".join(done.stdout.split())
