@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+from collections import ChainMap
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -15,6 +18,7 @@ from gpt2_core.errors import Gpt2Error, InputError, nearest
 if TYPE_CHECKING:
     from gpt2_app.running import Checkpoint
     from gpt2_core.comparison import Array, Report, Side
+    from gpt2_core.parameters import Head
 
 # What both sides read where nothing else is given: long and short words, figures, quotes, line ends, other scripts.
 PASSAGE = (
@@ -60,8 +64,11 @@ def command(
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of the batch; each has the next tokens of the text.")] = 1,
     head: Annotated[
-        str, typer.Option(metavar="NAME", help="Which model: none, lm, double, sequence, token, qa.")
-    ] = "lm",
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Which model: none, lm, double, sequence, token, qa. Default: what the files hold."
+        ),
+    ] = None,
     gradients: Annotated[bool, typer.Option("--gradients", help="Compare the gradients of the loss too.")] = False,
     tolerance: Annotated[
         float | None,
@@ -80,16 +87,22 @@ def command(
     Parameters have to be the same numbers. Loss, logits, hidden states, attentions and past of one text, and with
     --gradients the gradient of every parameter, have to be within the published tolerances. Exit code 1 where they
     are not.
+
+    Each checkpoint is the model that its head makes it: of classes, their logits are compared, and so on. Of unlike
+    heads, what both have is compared, and the rest is listed.
     """
     one_source(text, file, "--text")
     names = _frameworks(b, framework, against)
     _check(names, dtype, gradients=gradients, heatmap=heatmap)
     said = _text(text, file)
     with terminal.busy("looking at the files ..."):
-        sides = _look(a, b, head)
+        models = _look(a, b, head)
+        sides = (models[0].checkpoint, models[1].checkpoint)
         ids, notes = _ids(sides, said, tokenizer or a, rows, length)
+        inputs, more = _inputs(models, ids, gradients=gradients)
+        read = None if ids is None else ids.shape
     with tempfile.TemporaryDirectory(prefix="gpt2-compare-") as folder:
-        report = _compare(sides, names, dtype, ids, Path(folder), gradients, tolerance, notes)
+        report = _compare(models, names, dtype, inputs, Path(folder), gradients, tolerance, read, [*more, *notes])
     _tell(report, heatmap, output, as_json=as_json)
     if report.verdict == "mismatch":
         raise typer.Exit(failures.DIFFERENT)
@@ -141,16 +154,106 @@ def _text(text: str | None, file: Path | None) -> str | None:
         return "".join(decoded(stream, name))
 
 
-def _look(a: str, b: str | None, head: str) -> tuple[Checkpoint, Checkpoint]:
-    from gpt2_app.running import look
+# -- which models they are -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The head that a checkpoint is of, and the number format of every tensor of any head in its file, by name."""
+
+    head: Head
+    tensors: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Model:
+    """One side before it is run.
+
+    Attributes:
+        checkpoint: with the head that it is run with.
+        own: the head that it is of.
+        others: parameters of heads in its file that it is not run with, but that are compared all the same, and their
+            number formats.
+        left_out: what is not compared, in words.
+    """
+
+    checkpoint: Checkpoint
+    own: Head
+    others: Mapping[str, str]
+    left_out: tuple[str, ...]
+
+
+def _look(a: str, b: str | None, given: str | None) -> tuple[_Model, _Model]:
+    """Both sides, with the head that was ``given``, else with their own, or what there is of both where these differ.
+
+    Raises: HubError, Failure; BadParameter for a head that there is not.
+    """
     from gpt2_core.parameters import Head
 
     try:
-        kind = Head(head)
+        kind = None if given is None else Head(given)
     except Gpt2Error as error:
         raise typer.BadParameter(str(error)) from error
-    one = look(a, kind)
-    return one, one if b is None else look(b, kind)
+    held = [_held(source) for source in ([a] if b is None else [a, b])]
+    head = kind or _common([each.head for each in held])
+    one = _model(a, held[0], head, chosen=kind is not None)
+    return one, one if b is None else _model(b, held[1], head, chosen=kind is not None)
+
+
+def _held(source: str) -> _Held:
+    from gpt2_core.checkpoints.configs import head_of
+    from gpt2_core.checkpoints.naming import HEADS, LM_HEAD, TOKENS, same_numbers
+    from gpt2_core.parameters import PREFIX, Head
+    from gpt2_core.pretrained import open_pretrained
+
+    with failures.reading_a_model():
+        found = open_pretrained(source, Head.NONE)
+        with found.checkpoint as file:
+            tensors = {name: file.dtype(name) for every in HEADS.values() for name in every if name in file}
+            if LM_HEAD in tensors and found.config.tie_word_embeddings:
+                tokens = next(file[name] for name in (TOKENS, PREFIX + TOKENS) if name in file)
+                if same_numbers(file[LM_HEAD], tokens):
+                    del tensors[LM_HEAD]  # the token table once more
+            return _Held(head_of(file, found.config), tensors)
+
+
+def _common(heads: list[Head]) -> Head:
+    """What models of these heads have in common."""
+    from gpt2_core.parameters import Head
+
+    if len(set(heads)) == 1:
+        return heads[0]
+    return Head.LM if set(heads) == {Head.LM, Head.DOUBLE} else Head.NONE
+
+
+def _model(source: str, held: _Held, head: Head, *, chosen: bool) -> _Model:
+    """One side run with ``head``; what else the file has is compared as it is, unless this head was ``chosen``."""
+    from gpt2_app.running import look
+
+    checkpoint = look(source, head)
+    others = {name: kind for name, kind in held.tensors.items() if name not in checkpoint.stored}
+    returned = () if held.head is head else (f"what the head ({held.head.value}) returns",)
+    if chosen:
+        return _Model(checkpoint, held.head, {}, (*others, *returned))
+    return _Model(checkpoint, held.head, others, returned)
+
+
+def _whole(side: Side, model: _Model, dtype: str) -> Side:
+    """What a run gave, with the parameters that it was not run with, as ``dtype`` holds them, and what was left out."""
+    from gpt2_core.comparison import rounded
+    from gpt2_core.parameters import Head
+    from gpt2_core.pretrained import open_pretrained
+
+    side = replace(side, head=model.checkpoint.head.value, left_out=model.left_out)
+    if not model.others:
+        return side
+    with failures.reading_a_model():
+        found = open_pretrained(model.checkpoint.source, Head.NONE)
+        with found.checkpoint as file:
+            arrays = {name: rounded(file[name].array(), dtype).copy() for name in model.others}
+    # Nothing is written to it: the large ones stay on the disk until they are asked for.
+    every = ChainMap(arrays, cast("dict[str, Array]", side.parameters))
+    return replace(side, parameters=every, stored={**(side.stored or {}), **model.others})
 
 
 # -- what both read ------------------------------------------------------------------------------------------
@@ -223,30 +326,67 @@ def _read(text: str, vocabulary: str, other: str | None) -> tuple[list[int], lis
     ]
 
 
+def _inputs(
+    models: tuple[_Model, _Model], ids: Array | None, *, gradients: bool
+) -> tuple[dict[str, Array] | None, list[str]]:
+    """What both models are given, with labels that both can take, and what is to be said about the heads.
+
+    Raises: InputError for gradients of a loss that the two do not both have.
+    """
+    from gpt2_app.compare_view import HEADS
+    from gpt2_app.running import inputs_of
+    from gpt2_core.parameters import Head, parameter_table
+
+    one, other = models
+    head, notes = one.checkpoint.head, []
+    if one.own is not other.own:
+        told = f"the heads are unlike: {HEADS[one.own.value]} in A, {HEADS[other.own.value]} in B"
+        if gradients and head is Head.NONE:
+            raise InputError(f"{told}, so they have no loss in common; leave out --gradients, or name one --head")
+        below = "transformers without a head" if head is Head.NONE else f"models of one kind ({HEADS[head.value]})"
+        notes.append(f"{told}; both were run as {below}")
+    for letter, each in zip("AB", models if one is not other else models[:1], strict=False):
+        side = each.checkpoint
+        lacking = [row.name for row in parameter_table(side.config, head) if row.name not in side.stored]
+        if lacking:
+            notes.append(f"the file of {letter} has no {', '.join(lacking)}: begun anew, from the same seed")
+    if ids is None:
+        return None, notes
+    inputs = inputs_of(one.checkpoint.config, head, ids)  # labels as A's configuration has them, for both
+    if head in (Head.SEQUENCE, Head.TOKEN):
+        theirs = inputs_of(other.checkpoint.config, head, ids)["labels"]
+        count = {each.checkpoint.config.num_labels for each in models}
+        if len(count) > 1 or theirs.shape != inputs["labels"].shape:
+            notes.append("the classes are unlike, in number or in kind: no loss was computed")
+            del inputs["labels"]
+    return inputs, notes
+
+
 # -- comparing and telling -----------------------------------------------------------------------------------
 
 
 def _compare(
-    sides: tuple[Checkpoint, Checkpoint],
+    models: tuple[_Model, _Model],
     names: tuple[str, str],
     dtype: str,
-    ids: Array | None,
+    inputs: dict[str, Array] | None,
     folder: Path,
     gradients: bool,
     tolerance: float | None,
+    read: tuple[int, ...] | None,
     notes: list[str],
 ) -> Report:
-    from gpt2_app.running import inputs_of, run
+    from gpt2_app.running import run
     from gpt2_core.comparison import compare
 
     ran: list[Side] = []
-    # Labels as A's configuration has them, for both.
-    inputs = None if ids is None else inputs_of(sides[0].config, sides[0].head, ids)
-    for letter, side, name in zip("AB", sides, names, strict=True):
+    for letter, model, name in zip("AB", models, names, strict=True):
+        side = model.checkpoint
         with terminal.busy(f"running {letter}: {side.source} in {backends.BACKENDS[name].title} ..."):
-            ran.append(run(name, side, dtype, inputs, folder / letter, gradients=gradients))
+            done = run(name, side, dtype, inputs, folder / letter, gradients=gradients)
+            ran.append(_whole(done, model, dtype))
     with terminal.busy("comparing ..."):
-        return compare(*ran, tolerance=tolerance, read=None if ids is None else ids.shape, notes=notes)
+        return compare(*ran, tolerance=tolerance, read=read, notes=notes)
 
 
 def _tell(report: Report, heatmap: Path | None, output: Path | None, *, as_json: bool) -> None:

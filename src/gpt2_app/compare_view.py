@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -13,8 +13,17 @@ from rich.text import Text
 from gpt2_app.backends import BACKENDS
 from gpt2_app.terminal import console
 from gpt2_core.comparison import IDENTICAL, MISMATCH, Difference, Report, Run, Section
-from gpt2_core.parameters import PREFIX
+from gpt2_core.parameters import PREFIX, Head
 
+# What a model with each head is called.
+HEADS: Mapping[str, str] = {
+    Head.NONE.value: "no head",
+    Head.LM.value: "language model",
+    Head.DOUBLE.value: "double heads",
+    Head.SEQUENCE.value: "sequence classification",
+    Head.TOKEN.value: "token classification",
+    Head.QA.value: "question answering",
+}
 _MOST_LISTED = 8
 _NARROW = 72
 _STYLES = {IDENTICAL: "bold green", MISMATCH: "bold red"}
@@ -44,7 +53,8 @@ def _ran(side: Run) -> str:
     backend = BACKENDS.get(side.framework)
     title = backend.title if backend else side.framework
     # The reference computes in float64 whatever the weights were rounded to.
-    return f"{title}, {side.dtype}{' weights' if side.framework == 'numpy' else ''}, {side.numbers:,} parameters"
+    model = f", {HEADS[side.head]}" if side.head in HEADS else ""
+    return f"{title}, {side.dtype}{' weights' if side.framework == 'numpy' else ''}, {side.numbers:,} parameters{model}"
 
 
 # -- sections ------------------------------------------------------------------------------------------------
@@ -177,7 +187,12 @@ def _number(value: float) -> str:
 
 
 def verdict(report: Report) -> str:
-    """One line: whether the two are the same, and the worst that stands for or against it."""
+    """One line: whether the two are the same, the worst that stands for or against it, and what was left out."""
+    left = report.left_out
+    return _found(report) + (f"; LEFT OUT: {', '.join(left)}" if left else "")
+
+
+def _found(report: Report) -> str:
     if report.verdict == IDENTICAL:
         return "IDENTICAL: every number that was compared has the same bits"
     if report.verdict != MISMATCH:

@@ -226,6 +226,8 @@ class Side:
         outputs: by `Key`; `named` makes them.
         gradients: by the names of the parameter table; None where they were not asked for.
         stored: the number format of each parameter in its file.
+        head: which model it was run as, one of `gpt2_core.parameters.Head`.
+        left_out: what the checkpoint has and this side has not, in words: parameters, and what its own head returns.
     """
 
     source: str
@@ -236,6 +238,8 @@ class Side:
     outputs: Mapping[Key, Array]
     gradients: Mapping[str, Array] | None = None
     stored: Mapping[str, str] | None = None
+    head: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 # -- the report ----------------------------------------------------------------------------------------------
@@ -322,12 +326,14 @@ class Section:
 
 @dataclass(frozen=True)
 class Run:
-    """What was compared: one side, without its numbers."""
+    """What was compared, and what was left out: one side, without its numbers."""
 
     source: str
     framework: str
     dtype: str
     numbers: int
+    head: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -370,6 +376,16 @@ class Report:
         """The parts that were compared, by name."""
         parts = {"parameters": self.parameters, "outputs": self.outputs, "gradients": self.gradients}
         return {name: part for name, part in parts.items() if part is not None}
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What the checkpoints have and nothing was held to, in words, with the side that has it."""
+        both = [name for name in self.a.left_out if name in self.b.left_out]
+        return (
+            *(f"{name} of both" for name in both),
+            *(f"{name} of A" for name in self.a.left_out if name not in both),
+            *(f"{name} of B" for name in self.b.left_out if name not in both),
+        )
 
     @property
     def verdict(self) -> str:
@@ -456,7 +472,8 @@ def config_differences(a: GPT2Config, b: GPT2Config) -> tuple[tuple[str, Any, An
 
 
 def _run(side: Side) -> Run:
-    return Run(side.source, side.framework, side.dtype, sum(value.size for value in side.parameters.values()))
+    numbers = sum(value.size for value in side.parameters.values())
+    return Run(side.source, side.framework, side.dtype, numbers, side.head, side.left_out)
 
 
 def _difference(
@@ -549,13 +566,17 @@ def _read_difference(data: Mapping[str, Any]) -> Difference:
     return Difference(**given)
 
 
+def _read_run(data: Mapping[str, Any]) -> Run:
+    return Run(**{**data, "left_out": tuple(data.get("left_out", ()))})
+
+
 def _report(data: Mapping[str, Any]) -> Report:
     parameters = _section(data["parameters"])
     if parameters is None:
         raise ValueError("parameters are missing")
     return Report(
-        a=Run(**data["a"]),
-        b=Run(**data["b"]),
+        a=_read_run(data["a"]),
+        b=_read_run(data["b"]),
         read=None if data["read"] is None else tuple(data["read"]),
         bound=data["bound"],
         config=tuple((name, one, other) for name, one, other in data["config"]),

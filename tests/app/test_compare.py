@@ -16,7 +16,7 @@ import pytest
 from app_process import Run, child, environment
 
 from gpt2_app import backends, compare, main, running
-from gpt2_core.checkpoints import Tensor
+from gpt2_core.checkpoints import Tensor, configs
 from gpt2_core.comparison import AXES, Key, Report, named, rounded
 from gpt2_core.config import GPT2Config
 from gpt2_core.parameters import Head
@@ -231,6 +231,146 @@ def test_gradients_of_two_checkpoints_are_compared(gpt2: Run, compared: Run, one
     assert report.gradients.worst.ratio > 100
     assert "Gradients: 28 compared" in gpt2("compare", *arguments).stdout
     assert compared(one, one, "--framework", "pt", "--gradients")[0].verdict == "identical"
+
+
+# -- heads -------------------------------------------------------------------------------------------------------
+
+KINDS = {
+    "none": "last_hidden_state", "lm": "logits", "double": "mc_logits", "sequence": "logits", "token": "logits",
+    "qa": "start_logits",
+}  # fmt: skip
+ARCHITECTURES = {head.value: name for name, head in configs.ARCHITECTURES.items()}
+OF_HEADS = {
+    "lm": "lm_head.weight", "double": "multiple_choice_head.summary.bias", "sequence": "score.weight",
+    "token": "classifier.bias", "qa": "qa_outputs.weight",
+}  # fmt: skip
+CLASSES = CONFIG.replace(num_labels=3)
+UNTIED = CLASSES.replace(tie_word_embeddings=False)
+
+
+def headed(folder: Path, head: str, config: GPT2Config = UNTIED, changed: str = "", dtype: str = "float32") -> str:
+    """A model on disk as its class saves it; 1 is added to the parameter ``changed``."""
+    values = ordinary_parameters(config, head)
+    if changed:
+        values[changed] = values[changed] + 1
+    stored = {name: Tensor.of(rounded(value, dtype)) for name, value in values.items()}
+    save_pretrained(folder, config, Head(head), stored, architecture=ARCHITECTURES[head])
+    return str(folder)
+
+
+@pytest.mark.parametrize("framework", [*FRAMEWORKS, "numpy"])
+@pytest.mark.parametrize("head", list(OF_HEADS))
+def test_a_changed_head_is_found_in_its_parameter_and_in_what_it_returns(
+    compared: Run, tmp_path: Path, head: str, framework: str
+) -> None:
+    one, name = headed(tmp_path / "one", head), OF_HEADS[head]
+    other = headed(tmp_path / "other", head, changed=name)
+    gradients = () if framework == "numpy" else ("--gradients",)
+    report, code = compared(one, other, "--framework", framework, *gradients)
+    assert (report.verdict, code, report.left_out) == ("mismatch", 1, ())
+    assert (report.a.head, report.b.head) == (head, head)
+    assert [each.name for each in report.parameters.differences if not each.identical] == [name]
+    assert len(report.parameters.differences) == len(ordinary_parameters(UNTIED, head))
+    beyond = {each.kind for each in report.outputs.differences if not each.within}
+    assert KINDS[head] in beyond and "hidden_states" not in beyond
+    if gradients:
+        assert name in {each.name for each in report.gradients.differences}
+    report, code = compared(one, one, "--framework", framework, *gradients)
+    assert (report.verdict, code, report.left_out) == ("identical", 0, ())
+
+
+@pytest.mark.skipif(not (has("pt") and has("tf")), reason="both frameworks are needed")
+@pytest.mark.parametrize("head", list(KINDS))
+def test_a_checkpoint_of_any_head_is_compared_as_what_it_is_in_both_frameworks(
+    compared: Run, tmp_path: Path, head: str
+) -> None:
+    gradients = () if head == "none" else ("--gradients",)
+    report, code = compared(headed(tmp_path / head, head), "--framework", "pt", "--against", "tf", *gradients)
+    assert (report.verdict, code, report.left_out, report.notes) == ("match", 0, (), ())
+    assert (report.a.head, report.b.head) == (head, head)
+    kinds = set(report.outputs.by_kind())
+    assert {KINDS[head], "past.key", "attentions"} <= kinds and ("loss" in kinds) == (head != "none")
+    assert len(report.parameters.differences) == len(ordinary_parameters(UNTIED, head))
+
+
+def test_models_of_unlike_heads_are_told_and_what_both_have_is_compared(
+    gpt2: Run, compared: Run, tmp_path: Path
+) -> None:
+    one = headed(tmp_path / "one", "sequence")
+    for head, names in (("token", ("classifier.weight", "classifier.bias")), ("lm", ("lm_head.weight",))):
+        other = headed(tmp_path / head, head)
+        report, code = compared(one, other, *NUMPY)
+        assert (report.verdict, code) == ("mismatch", 1)
+        assert (report.parameters.only_in_a, report.parameters.only_in_b) == (("score.weight",), names)
+        assert len(report.parameters.differences) == 28 and report.parameters.differences[0].identical
+        kinds = {"last_hidden_state", "hidden_states", "past.key", "past.value", "attentions"}
+        assert set(report.outputs.by_kind()) == kinds
+        assert report.left_out == (
+            "what the head (sequence) returns of A",
+            f"what the head ({head}) returns of B",
+        )
+        assert "the heads are unlike: sequence classification in A" in report.notes[0]
+    shown = " ".join(gpt2("compare", one, other, *NUMPY).stdout.split())
+    for text in ("sequence classification in A, language model in B", "only in A (1): score.weight", "LEFT OUT:"):
+        assert text in shown
+    assert report.b.numbers == sum(value.size for value in ordinary_parameters(UNTIED, "lm").values())
+
+
+def test_a_language_model_and_double_heads_are_compared_as_language_models(compared: Run, tmp_path: Path) -> None:
+    one, other = headed(tmp_path / "one", "lm"), headed(tmp_path / "two", "double")
+    report, code = compared(one, other, *NUMPY)
+    assert (report.a.head, code) == ("lm", 1)
+    assert "logits" in report.outputs.by_kind()
+    assert [name.rpartition(".")[2] for name in report.parameters.only_in_b] == ["weight", "bias"]
+    assert "lm_head.weight" in {each.name for each in report.parameters.differences}
+
+
+def test_nothing_is_called_identical_without_what_was_left_out(gpt2: Run, compared: Run, tmp_path: Path) -> None:
+    one = headed(tmp_path / "one", "sequence", CLASSES)
+    other = headed(tmp_path / "other", "sequence", CLASSES, changed="score.weight")
+    report, code = compared(one, other, *NUMPY, "--head", "lm")
+    assert (report.verdict, code) == ("identical", 0)
+    assert report.left_out == ("score.weight of both", "what the head (sequence) returns of both")
+    shown = " ".join(gpt2("compare", one, other, *NUMPY, "--head", "lm").stdout.split())
+    assert "IDENTICAL: every number that was compared has the same bits; LEFT OUT: score.weight of both" in shown
+    # A tied language model has no parameters of its own, and the bare transformer none that it lacks.
+    bare = ordinary_parameters(CONFIG, "none")
+    whole = {f"transformer.{name}": value for name, value in bare.items()}
+    for name, values in (("none", bare), ("lm", whole)):
+        stored = {each: Tensor.of(rounded(value, "float32")) for each, value in values.items()}
+        save_pretrained(tmp_path / name, CONFIG, Head(name), stored, architecture=ARCHITECTURES[name])
+    report, code = compared(tmp_path / "none", tmp_path / "lm", *NUMPY)
+    assert (report.verdict, report.left_out) == ("identical", ("what the head (lm) returns of B",))
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_unlike_numbers_of_classes_are_told_and_have_no_loss(compared: Run, tmp_path: Path, framework: str) -> None:
+    for head in ("sequence", "token"):
+        one = headed(tmp_path / f"{head}3", head)
+        other = headed(tmp_path / f"{head}2", head, UNTIED.replace(num_labels=2))
+        report, code = compared(one, other, "--framework", framework, "--rows", 3)
+        assert code == 1
+        assert [name for name, *_ in report.outputs.misshaped] == ["logits"]
+        assert "the classes are unlike" in report.notes[0] and "loss" not in report.outputs.by_kind()
+
+
+@needs_torch
+def test_gradients_of_unlike_heads_are_refused(gpt2: Run, tmp_path: Path) -> None:
+    one, other = headed(tmp_path / "one", "sequence"), headed(tmp_path / "two", "qa")
+    result = gpt2("compare", one, other, "--framework", "pt", "--gradients")
+    assert result.exit_code == 2
+    assert "no loss in common" in " ".join(result.stderr.split())
+
+
+def test_a_head_that_a_file_does_not_hold_is_said_to_be_begun_anew(compared: Run, one: str) -> None:
+    report, _ = compared(one, one, *NUMPY, "--head", "qa")
+    assert "the file of A has no qa_outputs.weight, qa_outputs.bias: begun anew" in report.notes[0]
+
+
+def test_heads_stored_in_unlike_number_formats_are_held_to_the_coarser(compared: Run, tmp_path: Path) -> None:
+    one, other = headed(tmp_path / "one", "lm"), headed(tmp_path / "other", "double", dtype="float16")
+    report, _ = compared(one, other, *NUMPY)
+    assert all(each.identical for each in report.parameters.differences)
 
 
 # -- the input -----------------------------------------------------------------------------------------------
