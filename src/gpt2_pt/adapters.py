@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2_core.adapters import A, B, Lora, adapter_table, fitted, is_of_head, merged, read_adapter
+from gpt2_core.adapters import A, B, Lora, adapter_table, fitted, is_of_head, merged, read_adapter, write_adapter
 from gpt2_core.errors import InputError
+from gpt2_core.files import atomic_folder
 from gpt2_core.initialization import initial_value
-from gpt2_pt.weights import PreTrainedModel
+from gpt2_pt.weights import PreTrainedModel, _to_file
 
 
 @dataclass
@@ -69,6 +70,24 @@ def attach_saved(model: PreTrainedModel, folder: str | Path) -> dict[str, nn.Par
         for name, array in saved.arrays.items():
             made[name].copy_(torch.from_numpy(array))
     return made
+
+
+def save_adapter(model: PreTrainedModel, folder: str | Path, base: str = "") -> Path:
+    """Write the adapter alone, as `attach_saved` and peft read it, with a head that is trained beside it; the folder.
+
+    ``base`` is the name of the model that it stands beside, for those who read the file. All of it is written or,
+    whatever happens, none of it.
+
+    Raises: InputError, where the model has no adapter; WriteError, where the system refuses.
+    """
+    held = held_by(model)
+    if held is None:
+        raise InputError("the model has no adapter to save; attach one first, or save the model with save_pretrained")
+    rows = adapter_table(model.config, model.head, held.lora)
+    tensors = {row.name: _to_file(model.get_parameter(row.name)) for row in rows}
+    with atomic_folder(folder) as stage:
+        write_adapter(stage, held.lora, tensors, base, type(model).__name__)
+    return Path(folder)
 
 
 def _beside(lora: Lora):  # type: ignore[no-untyped-def] # a hook's type is PyTorch's own affair

@@ -269,8 +269,10 @@ class PreTrainedModel(nn.Module):
             format: "safetensors", "bin", or any other that is written: see docs/formats.md.
             max_shard_bytes: files of at most so many bytes, 5_000_000_000 or "5GB", with an index.
 
-        Raises: CheckpointError for an unknown format, WriteError where the system refuses.
+        Raises: CheckpointError for an unknown format, WriteError where the system refuses; InputError, while an adapter
+        is held, which the file would lack.
         """
+        self._refuse_adapter()
         return save_pretrained(
             folder,
             self.config,
@@ -280,6 +282,14 @@ class PreTrainedModel(nn.Module):
             format=format,
             max_shard_bytes=max_shard_bytes,
         )
+
+    def _refuse_adapter(self) -> None:
+        """Raise InputError where an adapter is held: a file of the model would not have what it has learnt."""
+        if any(one.__dict__.get("_lora") is not None for one in (self, self._body)):
+            raise InputError(
+                "the model holds a LoRA adapter, which a file of the model does not have; put it into the kernels with "
+                "merge(model), or save it alone with save_adapter(model, folder), both of gpt2_pt.adapters"
+            )
 
     # -- parameters ------------------------------------------------------------------------------------------
 

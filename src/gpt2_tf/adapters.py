@@ -8,20 +8,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import keras
 import tensorflow as tf
 
-from gpt2_core.adapters import A, B, Lora, adapter_table, fitted, is_of_head, merged, read_adapter
+from gpt2_core.adapters import A, B, Lora, adapter_table, fitted, is_of_head, merged, read_adapter, write_adapter
 from gpt2_core.errors import InputError
+from gpt2_core.files import atomic_folder
 from gpt2_core.initialization import initial_value
-from gpt2_tf.layers import Tensor, dropout
-from gpt2_tf.weights import PreTrainedModel
+from gpt2_core.parameters import Parameter
+from gpt2_tf.layers import Tensor, dropout, in_dtype
+from gpt2_tf.weights import PreTrainedModel, _to_file
 
 
 @dataclass
 class _Held:
     """An adapter on a model: its variables by name, the layers it stands beside, and the seed of its dropout.
 
-    ``heads``: the variables of a head that is trained with it.
+    ``heads``: the variables of a head that is trained with it. All are Keras's variables, which the model counts among
+    its own as long as it holds the adapter: see ``PreTrainedModel.variables``.
     """
 
     lora: Lora
@@ -34,8 +38,9 @@ class _Held:
 def attach(model: PreTrainedModel, lora: Lora, seed: int = 0) -> dict[str, Any]:
     """Freeze the model and stand an adapter beside its kernels; what is left to train by name.
 
-    That is the adapter's parameters, which start from ``seed``, the same bits in every framework, and are no variables
-    of the layers: a model is saved without its adapter; and those of a head of the model's own, which is not frozen.
+    That is the adapter's parameters, which start from ``seed``, the same bits in every framework; and those of a head
+    of the model's own, which is not frozen. They are TensorFlow's own variables, those of the model's
+    ``trainable_variables``, which ``fit`` trains. Its dropout acts in ``fit`` and in ``gpt2 train``.
 
     Raises: ConfigError, for targets that the model does not have; InputError, where it has an adapter already.
     """
@@ -46,18 +51,28 @@ def attach(model: PreTrainedModel, lora: Lora, seed: int = 0) -> dict[str, Any]:
         if is_of_head(row.name):
             held.heads[row.name] = model.get_parameter(row.name)
             continue
-        held.variables[row.name] = tf.Variable(initial_value(row, seed), dtype=model.variable_dtype)
+        layer = model.get_parameter(row.name.rpartition(".")[0])
+        held.variables[row.name] = _variable(row, seed, layer.weight, model.variable_dtype)
         if row.name.endswith(B):
-            layer = model.get_parameter(row.name.removesuffix(B))
             pair = held.variables[row.name.removesuffix(B) + A], held.variables[row.name]
             held.layers.append(layer)
             layer.__dict__["call"] = _beside(layer.call, held, *pair, len(held.layers))
+    model._trainable = True  # Keras goes through the parts only where the next line changes something
     model.trainable = False
+    model._trainable = True  # of the model alone: its parts stay frozen, what it holds besides is trained
     for variable in held.heads.values():
         variable.trainable = True
-    model.__dict__["_lora"] = held  # past Keras, which would take the variables for the model's own
+    model.__dict__["_lora"] = held  # past Keras, which would put the variables into its files
     model._parameters_replaced()  # what was traced so far calls the layers as they were
-    return held.variables | {name: variable._value for name, variable in held.heads.items()}
+    return {name: variable._value for name, variable in (held.variables | held.heads).items()}
+
+
+def _variable(row: Parameter, seed: int, kernel: Any, dtype: str) -> Any:
+    """An adapter's parameter as Keras's own variable, named after the layer of the ``kernel`` that it stands beside."""
+    with contextlib.ExitStack() as scopes:
+        for outer in kernel.path.split("/")[:-1]:
+            scopes.enter_context(keras.name_scope(outer))
+        return keras.Variable(initial_value(row, seed), dtype=dtype, autocast=False, name=row.name.rpartition(".")[2])
 
 
 def attach_saved(model: PreTrainedModel, folder: str | Path) -> dict[str, Any]:
@@ -75,13 +90,32 @@ def attach_saved(model: PreTrainedModel, folder: str | Path) -> dict[str, Any]:
     return made
 
 
+def save_adapter(model: PreTrainedModel, folder: str | Path, base: str = "") -> Path:
+    """Write the adapter alone, as `attach_saved` and peft read it, with a head that is trained beside it; the folder.
+
+    ``base`` is the name of the model that it stands beside, for those who read the file. All of it is written or,
+    whatever happens, none of it.
+
+    Raises: InputError, where the model has no adapter; WriteError, where the system refuses.
+    """
+    held = held_by(model)
+    if held is None:
+        raise InputError("the model has no adapter to save; attach one first, or save the model with save_pretrained")
+    parameters = held.variables | held.heads
+    rows = adapter_table(model.config, model.head, held.lora)
+    tensors = {row.name: _to_file(parameters[row.name]) for row in rows}
+    with atomic_folder(folder) as stage:
+        write_adapter(stage, held.lora, tensors, base, type(model).__name__.removeprefix("TF"))
+    return Path(folder)
+
+
 def _beside(call: Callable[[Tensor], Tensor], held: _Held, a: Any, b: Any, number: int) -> Callable[[Tensor], Tensor]:
     def with_adapter(x: Tensor) -> Tensor:
         seed = None if held.seed is None else tf.random.experimental.stateless_fold_in(held.seed, number)
         shape = tf.shape(x)
         flat = tf.reshape(dropout(x, held.lora.dropout, seed), (-1, x.shape[-1]))
-        thin = tf.matmul(flat, tf.cast(a, x.dtype), transpose_b=True)
-        added = tf.matmul(thin, tf.cast(b, x.dtype), transpose_b=True) * tf.cast(held.lora.scale, x.dtype)
+        thin = tf.matmul(flat, in_dtype(a, x.dtype), transpose_b=True)
+        added = tf.matmul(thin, in_dtype(b, x.dtype), transpose_b=True) * tf.cast(held.lora.scale, x.dtype)
         return call(x) + tf.reshape(added, tf.concat((shape[:-1], [b.shape[0]]), axis=0))
 
     return with_adapter
@@ -95,7 +129,7 @@ def held_by(model: PreTrainedModel) -> _Held | None:
 def adapter_parameters(model: PreTrainedModel) -> dict[str, Any]:
     """The adapter's parameters by name; none where the model has no adapter."""
     held = held_by(model)
-    return {} if held is None else dict(held.variables)
+    return {} if held is None else {name: variable._value for name, variable in held.variables.items()}
 
 
 def detach(model: PreTrainedModel) -> None:
@@ -106,6 +140,7 @@ def detach(model: PreTrainedModel) -> None:
     for layer in held.layers:
         del layer.__dict__["call"]
     del model.__dict__["_lora"]
+    model._trainable = False  # else the next line would change nothing for Keras, and so not reach the parts
     model.trainable = True
     model._parameters_replaced()
 
@@ -115,9 +150,10 @@ def merge(model: PreTrainedModel) -> None:
     held = held_by(model)
     if held is None:
         raise InputError("the model has no adapter to merge; attach one first")
-    for name, a in held.variables.items():
+    found = adapter_parameters(model)
+    for name, a in found.items():
         if name.endswith(A):
-            _merge_one(model, name.removesuffix(A), a, held.variables[name.removesuffix(A) + B], held.lora.scale, 1)
+            _merge_one(model, name.removesuffix(A), a, found[name.removesuffix(A) + B], held.lora.scale, 1)
     detach(model)
 
 
@@ -125,7 +161,7 @@ def merge(model: PreTrainedModel) -> None:
 def merged_kernels(model: PreTrainedModel) -> Iterator[None]:
     """The kernels with what an adapter has learnt in them, for as long as the block runs; as they are without one."""
     held = held_by(model)
-    found = {} if held is None else held.variables
+    found = adapter_parameters(model)
     before: list[tuple[Any, Tensor]] = []
     try:
         for name, a in found.items():

@@ -93,7 +93,7 @@ class FittingMixin:
     _scored: tuple[Scored, ...] = ()
     _own_loss = True
     _own_metrics = _Metrics()
-    #: Whether the optimizer has begun to learn variables that resizing or pruning has since replaced.
+    #: Whether the optimizer has begun to learn other variables than there are now: replaced, or frozen by an adapter.
     _outdated = False
 
     # -- what Keras's users call -------------------------------------------------------------------------------
@@ -155,7 +155,15 @@ class FittingMixin:
 
     def train_step(self, data: Any) -> Any:
         """One step on a batch (x, y, weights); labels may be in x by name, or be y."""
-        return super().train_step(self._with_labels(data))  # type: ignore[misc]
+        held = self.__dict__.get("_lora")
+        if held is None or not held.lora.dropout:
+            return super().train_step(self._with_labels(data))  # type: ignore[misc]
+        # Until the gradients are there: a block that is recomputed for them draws again.
+        held.seed = tf.cast(self._body().seed_generator.next(), tf.int32)  # type: ignore[attr-defined]
+        try:
+            return super().train_step(self._with_labels(data))  # type: ignore[misc]
+        finally:
+            held.seed = None
 
     def test_step(self, data: Any) -> Any:
         """One step of evaluation, as ``train_step``."""
@@ -175,12 +183,13 @@ class FittingMixin:
         Variables that are made while a function is traced have it traced a second time, which for a model of twelve
         blocks takes longer than many a fine-tuning.
 
-        Raises: InputError, where the optimizer belongs to parameters that have been replaced.
+        Raises: InputError, where the optimizer belongs to parameters that have been replaced, or to a model with
+        another adapter.
         """
         if self._outdated:
             raise InputError(
                 "the model was compiled before resize_token_embeddings, set_input_embeddings or prune_heads replaced "
-                "parameters that its optimizer had begun to learn; compile it again"
+                "parameters that its optimizer had begun to learn, or an adapter came or went; compile it again"
             )
         with self.distribute_strategy.scope():  # type: ignore[attr-defined]
             self._build_optimizer()

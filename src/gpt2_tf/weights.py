@@ -271,8 +271,10 @@ class PreTrainedModel(FittingMixin, ExportingMixin, keras.Model):
             format: "safetensors", "h5", or any other that is written: see docs/formats.md.
             max_shard_bytes: files of at most so many bytes, 5_000_000_000 or "5GB", with an index.
 
-        Raises: CheckpointError for an unknown format, WriteError where the system refuses.
+        Raises: CheckpointError for an unknown format, WriteError where the system refuses; InputError, while an adapter
+        is held, which the file would lack.
         """
+        self._refuse_adapter()
         return save_pretrained(
             folder,
             self.config,
@@ -282,6 +284,32 @@ class PreTrainedModel(FittingMixin, ExportingMixin, keras.Model):
             format=format,
             max_shard_bytes=max_shard_bytes,
         )
+
+    def _refuse_adapter(self) -> None:
+        """Raise InputError where an adapter is held: a file of the model would not have what it has learnt."""
+        if any(one.__dict__.get("_lora") is not None for one in (self, self._body())):
+            raise InputError(
+                "the model holds a LoRA adapter, which a file of the model does not have; put it into the kernels with "
+                "merge(model), or save it alone with save_adapter(model, folder), both of gpt2_tf.adapters"
+            )
+
+    def save(self, *args: Any, **kwargs: Any) -> Any:  # Keras opens, and empties, the file before it asks for numbers
+        """As Keras's. Raises: InputError, while an adapter is held, which the file would lack."""
+        self._refuse_adapter()
+        return super().save(*args, **kwargs)
+
+    def save_weights(self, *args: Any, **kwargs: Any) -> Any:
+        """As Keras's. Raises: InputError, while an adapter is held, which the file would lack."""
+        self._refuse_adapter()
+        return super().save_weights(*args, **kwargs)
+
+    def save_own_variables(self, store: Any) -> None:
+        """As Keras's, which comes here by whatever door, as ``keras.saving.save_model``.
+
+        Raises: InputError, while an adapter is held, which the file would lack.
+        """
+        self._refuse_adapter()
+        super().save_own_variables(store)
 
     def get_config(self) -> dict[str, Any]:
         """What Keras's own files say of the model."""
@@ -325,9 +353,24 @@ class PreTrainedModel(FittingMixin, ExportingMixin, keras.Model):
         for row in self.parameter_table():
             self._set(row.name, initial_value(row, seed))
 
+    @property
+    def variables(self) -> list[Any]:
+        """As Keras's, with those of an adapter as long as the model holds one."""
+        return [*super().variables, *self._of_adapter()]
+
+    @property
+    def weights(self) -> list[Any]:
+        """As Keras's, with those of an adapter as long as the model holds one."""
+        return [*super().weights, *self._of_adapter()]
+
+    def _of_adapter(self) -> list[Any]:
+        held = self.__dict__.get("_lora")
+        return [] if held is None else list(held.variables.values())
+
     def num_parameters(self, only_trainable: bool = False) -> int:
         """How many numbers the model holds; a tied head counts once."""
-        variables = {id(v): v for v in (self.get_parameter(row.name) for row in self.parameter_table())}
+        held = [*(self.get_parameter(row.name) for row in self.parameter_table()), *self._of_adapter()]
+        variables = {id(v): v for v in held}
         return sum(int(np.prod(v.shape)) for v in variables.values() if v.trainable or not only_trainable)
 
     def _body(self) -> Any:  # no property: Keras's files walk through those, and would come back here without end
