@@ -9,6 +9,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,19 @@ import keras
 
 from gpt2_core.errors import InputError, nearest
 from gpt2_core.tokenizer import GPT2Tokenizer
+from gpt2_tf.adapters import held_by, save_adapter
 
 
 class SavePretrained(keras.callbacks.Callback):
     """Save the model after each epoch with ``save_pretrained``: for both frameworks, atomic, and for others to read.
 
+    While the model holds an adapter, this alone is saved, with `gpt2_tf.adapters.save_adapter`.
+
     Args:
         folder: gets epoch-0001, epoch-0002, ...
         monitor: a name in the logs, as "val_loss"; with it only an epoch that is the best so far is saved.
         mode: "min" or "max", what is better.
-        keep: how many saved epochs stay.
+        keep: how many of the epochs that it has saved stay; what an earlier fit left in the folder is not touched.
         tokenizer: saved with each.
 
     Raises: InputError, for another mode, or a name that is not in the logs; WriteError, where the system refuses.
@@ -47,6 +51,7 @@ class SavePretrained(keras.callbacks.Callback):
             raise InputError(f"keep is {keep!r}, expected a whole number of at least 1")
         self.folder, self.monitor, self.mode, self.keep, self.tokenizer = Path(folder), monitor, mode, keep, tokenizer
         self.best = math.inf
+        self.saved: list[Path] = []
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Save, where it is time to; called by Keras."""
@@ -60,11 +65,14 @@ class SavePretrained(keras.callbacks.Callback):
                 return
             self.best = value
         folder = self.folder / f"epoch-{epoch + 1:04d}"
-        self.model.save_pretrained(folder)
+        save = self.model.save_pretrained if held_by(self.model) is None else partial(save_adapter, self.model)
+        save(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
-        for old in sorted(self.folder.glob("epoch-[0-9]*"))[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        # By when they were saved, not by name: another fit counts its epochs from one again.
+        self.saved = [*(one for one in self.saved if one != folder), folder]
+        while len(self.saved) > self.keep:
+            shutil.rmtree(self.saved.pop(0), ignore_errors=True)
 
 
 class WriteSamples(keras.callbacks.Callback):

@@ -48,6 +48,40 @@ def test_only_better_epochs_are_saved_where_one_is_watched(model, tmp_path):
         SavePretrained(tmp_path, keep=0)
 
 
+def test_epochs_of_an_earlier_fit_are_not_touched_and_the_newest_always_stays(model, tmp_path):
+    def saved(epochs, keep):
+        saving = SavePretrained(tmp_path, keep=keep)
+        saving.set_model(model)
+        for epoch in range(epochs):
+            saving.on_epoch_end(epoch)
+        return sorted(folder.name for folder in tmp_path.iterdir())
+
+    (tmp_path / "epoch-notes").mkdir()
+    assert saved(3, keep=1) == ["epoch-0003", "epoch-notes"]
+    assert saved(1, keep=1) == ["epoch-0001", "epoch-0003", "epoch-notes"]
+    saving = SavePretrained(tmp_path / "again", keep=1)
+    saving.set_model(model)
+    for epoch in (0, 0, 1, 0):  # one callback in several fits
+        saving.on_epoch_end(epoch)
+        assert (tmp_path / "again" / f"epoch-{epoch + 1:04d}" / "config.json").is_file()
+    assert [folder.name for folder in (tmp_path / "again").iterdir()] == ["epoch-0001"]
+
+
+def test_an_adapter_is_saved_alone_after_each_epoch(tmp_path):
+    from gpt2_core.adapters import Lora, read_adapter
+    from gpt2_core.config import GPT2Config
+    from gpt2_tf.adapters import attach
+
+    model = TFGPT2LMHeadModel(GPT2Config(**CONFIG), seed=0)
+    made = attach(model, Lora(2, 4.0, ("c_attn",)))
+    model.compile(keras.optimizers.SGD(0.1), run_eagerly=True)
+    fitted(model, SavePretrained(tmp_path), epochs=1)
+    arrays = read_adapter(tmp_path / "epoch-0001").arrays
+    assert {name: array.tobytes() for name, array in arrays.items()} == {
+        name: value.numpy().tobytes() for name, value in made.items()
+    }
+
+
 def test_the_model_writes_after_each_epoch_beside_keras_s_own_callbacks(model, tmp_path):
     texts = []
     whole = keras.callbacks.ModelCheckpoint(tmp_path / "last.weights.h5", save_weights_only=True)
