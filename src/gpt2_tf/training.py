@@ -418,6 +418,8 @@ def _fill(variable: Any, saved: FileTensor) -> None:
 
 # -- several processes ---------------------------------------------------------------------------------------
 
+_ROLES = ("chief", "worker")
+
 
 @contextlib.contextmanager
 def processes(place: str | None = None) -> Iterator[tuple[int, int, str | None]]:
@@ -425,15 +427,50 @@ def processes(place: str | None = None) -> Iterator[tuple[int, int, str | None]]
 
     With several, or with several GPUs, a strategy of tf.distribute is in force for as long as the block runs: models
     and trainers have to be made within.
+
+    Raises: ConfigError, for a TF_CONFIG that cannot be read, or with other roles than chief and worker.
     """
-    cluster = json.loads(os.environ.get("TF_CONFIG", "{}"))
-    workers = cluster.get("cluster", {}).get("worker", [])
-    if len(workers) > 1:
+    rank, world_size = _place_in_cluster(os.environ.get("TF_CONFIG") or "{}")
+    if world_size > 1:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
         with strategy.scope():
-            yield int(cluster["task"]["index"]), len(workers), place
+            yield rank, world_size, place
     elif place is None and len(tf.config.list_logical_devices("GPU")) > 1:
         with tf.distribute.MirroredStrategy().scope():
             yield 0, 1, place
     else:
         yield 0, 1, place
+
+
+def _place_in_cluster(text: str) -> tuple[int, int]:
+    """This process's number and how many there are, as TF_CONFIG has it: a chief, where there is one, comes first.
+
+    Source: MultiWorkerMirroredStrategy's own order, tensorflow/python/distribute/multi_worker_util.py, id_in_cluster.
+    """
+    try:
+        config = json.loads(text)
+        cluster, task = config.get("cluster") or {}, config.get("task") or {}
+        sizes = {str(role): len(addresses) for role, addresses in cluster.items()}
+        role, index = str(task.get("type", "worker")), int(task.get("index", 0))
+    except (ValueError, TypeError, AttributeError) as cause:
+        raise ConfigError(
+            f"TF_CONFIG cannot be read ({cause}), expected as "
+            '{"cluster": {"worker": ["a:12345", "b:12345"]}, "task": {"type": "worker", "index": 0}}'
+        ) from cause
+    for other in (*sizes, role):
+        if other not in _ROLES:
+            raise ConfigError(
+                f"TF_CONFIG has the role {other!r}, expected chief and worker alone: all processes train alike; leave "
+                "those of another role out of the cluster"
+            )
+    if not sizes:
+        return 0, 1
+    if sizes.get("chief", 0) > 1:
+        raise ConfigError(
+            f"TF_CONFIG's cluster has {sizes['chief']} chiefs, expected one at most; name the others worker"
+        )
+    if not 0 <= index < sizes.get(role, 0):
+        raise ConfigError(
+            f"TF_CONFIG's task is {role} {index}, expected one of its cluster, which has {sizes.get(role, 0)} of them"
+        )
+    return (index + sizes.get("chief", 0) if role == "worker" else index), sum(sizes.values())

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+
 import numpy as np
 import pytest
 
-from gpt2_core.errors import InputError
+from gpt2_core.adapters import Lora
+from gpt2_core.errors import ConfigError, InputError
 from gpt2_core.reference import ReferenceModel
 from gpt2_tf import (
     Perplexity,
@@ -14,7 +18,9 @@ from gpt2_tf import (
     TFGPT2ForSequenceClassification,
     TFGPT2LMHeadModel,
     TFGPT2Model,
+    training,
 )
+from gpt2_tf.adapters import attach, detach
 from models import padded_mask
 from tf.helpers import WITH_LOSS, batch_of, close, equal, keras, model_of, tf, tiny, values
 
@@ -435,6 +441,155 @@ def test_what_was_traced_before_a_change_is_traced_again():
     assert second[0].shape == (*first[0].shape[:-1], 41)
     assert second[1] == pytest.approx(float(model(batch).loss), rel=1e-5)
     assert second[1] != first[1]
+
+
+# -- adapters --------------------------------------------------------------------------------------------------------
+
+
+def moved(model, before):
+    """Which of the model's own parameters are no longer what they were."""
+    return {name for name, value in values(model).items() if not np.array_equal(value, before[name])}
+
+
+@pytest.mark.parametrize("eager", [True, False], ids=["eager", "traced"])
+def test_fit_trains_an_adapter_and_the_head_and_nothing_else(eager):
+    model = tiny(TFGPT2ForSequenceClassification)
+    made = attach(model, Lora(2, 4.0, ("c_attn",)))
+    assert [variable._value for variable in model.trainable_variables] == [
+        made["score.weight"],
+        *list(made.values())[:2],
+    ]
+    assert [variable.path for variable in model.trainable_weights] == [
+        f"{model.name}/score/weight",
+        *(f"{model.name}/transformer/h_0/attn/c_attn/lora_{letter}" for letter in "AB"),
+    ]
+    assert model.num_parameters(only_trainable=True) == sum(int(np.prod(value.shape)) for value in made.values())
+    batch = batch_of(model, 4, 6)
+    before, of_adapter = values(model), {name: value.numpy() for name, value in made.items()}
+    model.compile(keras.optimizers.SGD(0.1), run_eagerly=eager)
+    losses = model.fit(batch, epochs=3, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    assert moved(model, before) == {"score.weight"}
+    assert all(not np.array_equal(value.numpy(), of_adapter[name]) for name, value in made.items())
+    detach(model)
+    assert len(model.trainable_variables) == len(before)
+    with pytest.raises(InputError, match=r"or an adapter came or went; compile it again"):
+        model.fit(batch, verbose=0)
+    model.compile(keras.optimizers.SGD(0.1), run_eagerly=eager)
+    before = values(model)
+    model.fit(batch, verbose=0)
+    assert {"score.weight", "transformer.h.0.mlp.c_fc.weight"} <= moved(model, before)
+
+
+def test_a_model_that_was_fitted_before_its_adapter_came_asks_to_be_compiled_again():
+    model = compiled(run_eagerly=False)
+    batch = batch_of(model, 4, 6)
+    model.fit(batch, verbose=0)
+    before = model.predict(batch, verbose=0)["logits"]
+    made = attach(model, Lora(2, 4.0, ("c_attn",)))
+    kernels = values(model)
+    with pytest.raises(InputError, match=r"or an adapter came or went; compile it again"):
+        model.fit(batch, verbose=0)
+    model.compile(keras.optimizers.SGD(1.0))
+    model.fit(batch, epochs=3, verbose=0)
+    assert not moved(model, kernels)
+    close(model.predict(batch, verbose=0)["logits"], model(batch).logits, 1e-5)
+    assert not np.allclose(model.predict(batch, verbose=0)["logits"], before)
+    with pytest.raises(InputError, match="expected none; merge it or detach it first"):
+        attach(model, Lora(2, 4.0, ("c_attn",)))
+    assert all(value.dtype == tf.float32 for value in made.values())
+
+
+def test_an_adapter_has_dropout_in_fit_alone_and_its_best_numbers_come_back():
+    def losses(dropout):
+        model = tiny()
+        for value in attach(model, Lora(2, 4.0, ("c_attn",), dropout)).values():
+            value.assign(tf.ones(value.shape))
+        model.compile(keras.optimizers.SGD(0.0), run_eagerly=True)
+        batch = batch_of(model, 4, 6)
+        return model.fit(batch, verbose=0).history["loss"][0], model.evaluate(batch, verbose=0)
+
+    (plain, of_plain), (dropped, of_dropped) = losses(0.0), losses(0.5)
+    assert of_plain == of_dropped == pytest.approx(plain)
+    assert dropped != pytest.approx(plain)
+
+    model = tiny()
+    made = attach(model, Lora(2, 4.0, ("c_attn",)))
+    start = {name: value.numpy() for name, value in made.items()}
+    held = model.get_weights()
+    made["transformer.h.0.attn.c_attn.lora_B"].assign_add(tf.ones((24, 2)))
+    model.set_weights(held)  # as EarlyStopping does
+    assert all(np.array_equal(value.numpy(), start[name]) for name, value in made.items())
+
+
+def test_a_file_of_keras_is_not_written_without_the_adapter_and_an_export_has_it(tmp_path):
+    model = tiny()
+    for value in attach(model, Lora(2, 4.0, ("c_attn",))).values():
+        value.assign(tf.ones(value.shape))
+    kept = tmp_path / "kept.keras"
+    kept.write_bytes(b"as it was")
+    for save in (
+        lambda: model.save(kept),
+        lambda: model.save_weights(tmp_path / "kept.weights.h5"),
+        lambda: keras.saving.save_model(model, tmp_path / "other.keras"),
+    ):
+        with pytest.raises(InputError, match="holds a LoRA adapter"):
+            save()
+    assert kept.read_bytes() == b"as it was"
+    ids = tf.constant([[3, 4, 5]])
+    model.export(tmp_path / "served")
+    served = tf.saved_model.load(tmp_path / "served").signatures["prefill"]
+    close(served(input_ids=ids, attention_mask=tf.ones_like(ids))["logits"], model(ids).logits[:, -1], 1e-5)
+
+
+# -- several processes -----------------------------------------------------------------------------------------------
+
+
+class Together:
+    """In the place of a strategy that would wait for the other processes."""
+
+    def scope(self):
+        return contextlib.nullcontext()
+
+
+def cluster_of(type="worker", index=0, **roles):
+    return {"cluster": roles, "task": {"type": type, "index": index}}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, (0, 1)),
+        (cluster_of(worker=["a:1"]), (0, 1)),
+        (cluster_of(worker=["a:1", "b:1"], index=1), (1, 2)),
+        (cluster_of(chief=["a:1"], worker=["b:1"]), (1, 2)),
+        (cluster_of("chief", chief=["a:1"], worker=["b:1"]), (0, 2)),
+        (cluster_of(chief=["a:1"], worker=["b:1", "c:1"], index=1), (2, 3)),
+        (cluster_of("chief", chief=["a:1"]), (0, 1)),
+    ],
+)
+def test_a_process_has_the_number_that_tensorflow_gives_it(config, expected, monkeypatch):
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", Together)
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    with training.processes("CPU:0") as place:
+        assert place == (*expected, "CPU:0")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (json.dumps(cluster_of(worker=["a:1"], ps=["b:1"])), "has the role 'ps', expected chief and worker"),
+        (json.dumps(cluster_of("evaluator", worker=["a:1"])), "has the role 'evaluator', expected chief and worker"),
+        (json.dumps(cluster_of(worker=["a:1"], index=3)), "task is worker 3, expected one of its cluster, which has 1"),
+        (json.dumps(cluster_of(chief=["a:1", "b:1"])), "has 2 chiefs, expected one at most"),
+        ("{", "TF_CONFIG cannot be read"),
+        ("[]", "TF_CONFIG cannot be read"),
+    ],
+)
+def test_a_cluster_that_cannot_train_is_refused(text, message, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(ConfigError, match=message), training.processes("CPU:0"):
+        pass
 
 
 def test_model_of_is_what_these_tests_think_it_is():
