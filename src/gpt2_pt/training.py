@@ -194,18 +194,19 @@ class Trainer:
         return torch.autocast(self._device.type, DTYPES[self.recipe.dtype])
 
     def _without_exchange(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Between micro-batches of one step the processes need not meet."""
+        """Between micro-batches of one step the processes need not meet, where each holds all gradients anyway.
+
+        With FSDP they do: without, each would hold them whole from one micro-batch to the next.
+        """
         if self._parallel == "ddp" and not last:
             return self._wrapped.no_sync()  # type: ignore[no-any-return]
-        if self._parallel == "fsdp":
-            self._wrapped.set_requires_gradient_sync(last)
         return contextlib.nullcontext()
 
     def update(self, settings: Update) -> float:
         """One update of AdamW, or of Muon and AdamW, and the EMA; the global norm of the gradients before clipping."""
         parameters = [self._parameter(name) for name in self._names]
         held = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = float(_whole(torch.nn.utils.get_total_norm(held))) / settings.scale
+        norm = float(_norm(held)) / settings.scale
         if np.isfinite(norm):
             shrink = min(1.0, settings.clip / (norm + 1e-6)) if settings.clip else 1.0
             if (factor := shrink / settings.scale) != 1.0:
@@ -380,6 +381,15 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+def _norm(tensors: list[Tensor]) -> Tensor:
+    """The norm of all numbers together: torch.nn.utils.get_total_norm, which PyTorch has from 2.6 on."""
+    if not tensors:
+        return torch.zeros(())
+    is_shared = hasattr(tensors[0], "full_tensor")
+    each = [torch.linalg.vector_norm(one) for one in tensors] if is_shared else torch._foreach_norm(tensors)
+    return _whole(torch.linalg.vector_norm(torch.stack(tuple(each))))
+
+
 def _to_file(tensor: Tensor) -> FileTensor:
     def load() -> np.ndarray[Any, Any]:
         array: np.ndarray[Any, Any] = _whole(tensor.detach()).to("cpu", torch.float32).contiguous().numpy()
@@ -427,7 +437,9 @@ def _shared(objective: Objective, parallel: str, recipe: Recipe, device: torch.d
     if parallel == "ddp":
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None)
+        ids = [device.index] if device.type == "cuda" else None
+        # Gradients in the buckets that are sent; else those are a second copy of all of them.
+        return DistributedDataParallel(objective, device_ids=ids, gradient_as_bucket_view=True)
     from torch.distributed.device_mesh import init_device_mesh
 
     try:
@@ -449,12 +461,18 @@ def _shared(objective: Objective, parallel: str, recipe: Recipe, device: torch.d
 def processes(place: str | None = None) -> Iterator[tuple[int, int, str | None]]:
     """This process's number, how many there are, and its device: as torchrun says, else alone.
 
-    With several, they are joined (nccl on GPUs, gloo else) for as long as the block runs.
+    With several, they are joined (nccl on GPUs, gloo else) for as long as the block runs. Raises: ConfigError, where
+    all of them would be on one GPU.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         yield 0, 1, place
         return
+    if place is not None and (device := torch.device(place)).type != "cpu" and device.index is not None:
+        raise ConfigError(
+            f"device is {place!r}, and there are {world_size} processes; each takes the GPU of its own number: set it "
+            f"to {device.type!r}"
+        )
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     on_gpu = torch.cuda.is_available() and place in (None, "cuda")
     if on_gpu:
