@@ -19,7 +19,7 @@ import numpy as np
 from gpt2_core import GPT2Tokenizer, ReferenceModel
 from gpt2_core.sampling import min_p, softmax, top_p, typical_p
 
-BEGINNINGS = ("The old man shook his", "Then he took her by the hand and led her to the")
+BEGINNINGS = ("He opened his mouth, but he could not speak a", "Then he took her by the hand and led her to the")
 # 0.2 is what Meister et al. 2023 found best for stories.
 RULES: tuple[tuple[str, Any, float], ...] = (
     ("top-p 0.9", top_p, 0.9),
@@ -30,7 +30,7 @@ RULES: tuple[tuple[str, Any, float], ...] = (
 COLOURS = ("#3b6fb6", "#c7651d", "#3f8f55", "#8a5aa8")
 INK, GREY, LIGHT = "#222222", "#6b6b6b", "#ececec"
 RANKS = 5000
-NAMED = (1, 2, 3, 4, 5, 6, 8, 11, 15, 21, 30, 44, 66, 100, 160, 260, 450, 800, 1500)  # a name's width apart
+NAMED = (1, 2, 3, 4, 6, 8, 11, 15, 21, 30, 44, 66, 100, 160, 260, 450, 800, 1500)  # a name's width apart
 
 
 def main() -> None:

@@ -689,9 +689,8 @@ def test_nothing_but_json_is_on_stdout(gpt2: Run, tiny: str) -> None:
 def test_the_embedded_model_writes_without_any_option(gpt2: Run) -> None:
     result = gpt2("generate", "The king said", "-n", 8, "--seed", 1, "--framework", "numpy")
     assert result.exit_code == 0
-    words = result.stdout.split()
-    assert words[:3] == ["The", "king", "said"]
-    assert len(words) > 6
+    assert result.stdout.startswith("The king said")
+    assert len(result.stdout.split()) > 6
 
 
 # -- terminals and signals -----------------------------------------------------------------------------------
