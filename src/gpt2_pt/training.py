@@ -224,7 +224,10 @@ class Trainer:
                 values = [parameter.detach() for parameter in parameters]
                 torch._foreach_lerp_(list(self._ema.values()), values, 1 - settings.ema_decay)
         for parameter in parameters:
-            parameter.grad = None
+            if self._parallel == "ddp" and parameter.grad is not None:
+                parameter.grad.zero_()  # it is a part of what is sent, and stays so between micro-batches
+            else:
+                parameter.grad = None
         return norm
 
     @torch.no_grad()
@@ -480,5 +483,9 @@ def processes(place: str | None = None) -> Iterator[tuple[int, int, str | None]]
     torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
     try:
         yield rank, world_size, f"cuda:{local}" if on_gpu else place
+        # A thread of gloo's may still let go of the last exchange, for which it needs Python, while Python, taking the
+        # group apart, waits for the thread: seen as a process that does not end, one run in six.
+        with contextlib.suppress(RuntimeError):  # where another process has ended already
+            torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()

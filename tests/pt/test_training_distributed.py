@@ -146,14 +146,15 @@ def within(parallel, number, count, port, pipe):
         out["all"] = sum(each.numel() for each in trainer.model.parameters()) if parallel == "none" else 0
     pipe.send(out)
 
-context = multiprocessing.get_context("fork")
-for (parallel, count), port in zip((("none", 1), ("ddp", 2), ("fsdp", 2)), sys.argv[1:]):
-    here, there = context.Pipe()
-    both = [context.Process(target=within, args=(parallel, each, count, port, there)) for each in range(count)]
-    [each.start() for each in both]
-    [each.join() for each in both]
-    assert all(each.exitcode == 0 for each in both)
-    print(json.dumps(here.recv()))
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")  # a forked child may wait for a thread that it does not have
+    for (parallel, count), port in zip((("none", 1), ("ddp", 2), ("fsdp", 2)), sys.argv[1:]):
+        here, there = context.Pipe()
+        both = [context.Process(target=within, args=(parallel, each, count, port, there)) for each in range(count)]
+        [each.start() for each in both]
+        [each.join() for each in both]
+        assert all(each.exitcode == 0 for each in both)
+        print(json.dumps(here.recv()))
 """
 
 
@@ -167,7 +168,7 @@ def test_gradients_are_held_once_and_shared_out_between_micro_batches_of_losses_
     assert done.returncode == 0, done.stderr
     one, ddp, fsdp = (json.loads(line) for line in done.stdout.splitlines())
     assert one["held"] == ddp["held"] == [one["all"]] * 6
-    assert ddp["storages"][-1] <= 2  # the buckets that are sent, and nothing beside them
+    assert max(ddp["storages"][1:]) <= 2  # the buckets that are sent, and nothing beside them
     assert all(0 < held <= 0.6 * one["all"] for held in fsdp["held"])
     assert one["losses"][0] != one["losses"][-1] and all(one["norms"])
     for other in (ddp, fsdp):
