@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,6 +117,11 @@ def adapter_table(config: GPT2Config, head: Head | str, lora: Lora) -> tuple[Par
         rows.append(Parameter(layer + A, (lora.rank, n_in), "normal", 1 / math.sqrt(n_in), True))
         rows.append(Parameter(layer + B, (n_out, lora.rank), "zeros", 0.0, True))
     return (*rows, *(row for row in parameter_table(config, head) if is_of_head(row.name)))
+
+
+def layers_of(names: Iterable[str]) -> list[str]:
+    """The layers that an adapter stands beside, by the names of its parameters."""
+    return [name.removesuffix(A) for name in names if name.endswith(A)]
 
 
 def is_of_head(name: str) -> bool:
@@ -242,7 +247,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     arrays, metadata = _arrays(folder)
     # A pattern, or only some layers: the arrays themselves say beside which kernels they stand.
     if not isinstance(named, list) or any(settings.get(name) for name in _SOME_LAYERS):
-        named = [name.removesuffix(A) for name in arrays if name.endswith(A)]
+        named = layers_of(arrays)
     lora = Lora(rank, alpha, tuple(str(target) for target in named), dropout)
     labels = _labels(metadata, arrays, folder / WEIGHTS)
     return Adapter(folder, lora, arrays, str(settings.get("base_model_name_or_path") or ""), labels)
@@ -352,7 +357,7 @@ def adapted(source: Source, folder: str | Path) -> Source:
     source = _with_labels(_with_head(source, saved), saved)
     adapter = fitted(saved, source.config, source.head)
     checkpoint, tensors = source.checkpoint, dict(source.checkpoint)
-    layers = [name.removesuffix(A) for name in adapter.arrays if name.endswith(A)]
+    layers = layers_of(adapter.arrays)
     for layer in layers:
         there = source.matching.names[f"{layer}.weight"]
         tensors[there] = _merged_tensor(tensors[there], adapter, layer)

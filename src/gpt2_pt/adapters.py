@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2_core.adapters import A, B, Lora, adapter_table, fitted, is_of_head, merged, read_adapter, write_adapter
+from gpt2_core.adapters import (
+    A,
+    B,
+    Lora,
+    adapter_table,
+    fitted,
+    is_of_head,
+    layers_of,
+    merged,
+    read_adapter,
+    write_adapter,
+)
 from gpt2_core.errors import InputError
 from gpt2_core.files import atomic_folder
 from gpt2_core.initialization import initial_value
@@ -86,7 +97,8 @@ def save_adapter(model: PreTrainedModel, folder: str | Path, base: str = "") -> 
     rows = adapter_table(model.config, model.head, held.lora)
     tensors = {row.name: _to_file(model.get_parameter(row.name)) for row in rows}
     with atomic_folder(folder) as stage:
-        write_adapter(stage, held.lora, tensors, base, type(model).__name__)
+        architecture = type(model).__name__
+        write_adapter(stage, held.lora, tensors, base, architecture, model.config.id2label)
     return Path(folder)
 
 
@@ -130,9 +142,8 @@ def merge(model: PreTrainedModel) -> None:
     if held is None:
         raise InputError("the model has no adapter to merge; attach one first")
     found = adapter_parameters(model)
-    for name, a in found.items():
-        if name.endswith(A):
-            _merge_one(model, name.removesuffix(A), a, found[name.removesuffix(A) + B], held.lora.scale, 1)
+    for layer in layers_of(found):
+        _merge_one(model, layer, found, held.lora.scale, 1)
     detach(model)
 
 
@@ -140,17 +151,16 @@ def merge(model: PreTrainedModel) -> None:
 def merged_kernels(model: PreTrainedModel) -> Iterator[None]:
     """The kernels with what an adapter has learnt in them, for as long as the block runs; as they are without one."""
     held = held_by(model)
-    found = {} if held is None else adapter_parameters(model)
     before: dict[nn.Parameter, Tensor] = {}
     try:
-        for name, a in found.items():
-            if name.endswith(A) and held is not None:
-                layer = name.removesuffix(A)
+        if held is not None:
+            found = adapter_parameters(model)
+            for layer in layers_of(found):
                 kernel = model.get_parameter(f"{layer}.weight")
                 before[kernel] = kernel.data
                 kernel.data = kernel.data.clone()
                 with torch.no_grad():
-                    _merge_one(model, layer, a, found[layer + B], held.lora.scale, 1)
+                    _merge_one(model, layer, found, held.lora.scale, 1)
         yield
     finally:
         for kernel, data in before.items():
@@ -163,12 +173,11 @@ def unmerge(model: PreTrainedModel, lora: Lora, arrays: dict[str, Any]) -> None:
 
     The kernels are back but for rounding.
     """
-    for name, a in arrays.items():
-        if name.endswith(A):
-            _merge_one(model, name.removesuffix(A), a, arrays[name.removesuffix(A) + B], lora.scale, -1)
+    for layer in layers_of(arrays):
+        _merge_one(model, layer, arrays, lora.scale, -1)
 
 
-def _merge_one(model: PreTrainedModel, layer: str, a: Any, b: Any, scale: float, sign: int) -> None:
-    kernel = model.get_parameter(f"{layer}.weight")
+def _merge_one(model: PreTrainedModel, layer: str, adapter: Mapping[str, Any], scale: float, sign: int) -> None:
+    kernel, a, b = model.get_parameter(f"{layer}.weight"), adapter[layer + A], adapter[layer + B]
     old, first, second = (torch.as_tensor(each).detach().to("cpu", torch.float64).numpy() for each in (kernel, a, b))
     kernel.copy_(torch.from_numpy(merged(old, first, second, scale, sign)))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2_core import muon
-from gpt2_core.adapters import A, B, Lora, adapter_table, merged
+from gpt2_core.adapters import A, B, Lora, adapter_table, layers_of, merged
 from gpt2_core.checkpoints.tensors import Tensor as FileTensor
 from gpt2_core.config import GPT2Config
 from gpt2_core.data_batches import IGNORED, Batch
@@ -307,11 +307,9 @@ class Trainer:
         """The finished model's parameters by name: of the EMA if there is one, an adapter merged."""
         out = {name: _to_file(self._ema.get(name, self._parameter(name))) for name in self._table}
         if self._lora is not None:
-            for name in self._names:
-                if name.endswith(A):
-                    layer = name.removesuffix(A)
-                    parts = [self._ema.get(each, self._parameter(each)) for each in (name, layer + B)]
-                    out[f"{layer}.weight"] = _merged(self._parameter(f"{layer}.weight"), parts, self._lora.scale)
+            for layer in layers_of(self._names):
+                parts = [self._ema.get(each, self._parameter(each)) for each in (layer + A, layer + B)]
+                out[f"{layer}.weight"] = _merged(self._parameter(f"{layer}.weight"), parts, self._lora.scale)
         return out
 
     @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,18 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from gpt2_core.adapters import A, B, Lora, adapter_table, fitted, is_of_head, merged, read_adapter, write_adapter
+from gpt2_core.adapters import (
+    A,
+    B,
+    Lora,
+    adapter_table,
+    fitted,
+    is_of_head,
+    layers_of,
+    merged,
+    read_adapter,
+    write_adapter,
+)
 from gpt2_core.errors import InputError
 from gpt2_core.files import atomic_folder
 from gpt2_core.initialization import initial_value
@@ -105,7 +116,8 @@ def save_adapter(model: PreTrainedModel, folder: str | Path, base: str = "") -> 
     rows = adapter_table(model.config, model.head, held.lora)
     tensors = {row.name: _to_file(parameters[row.name]) for row in rows}
     with atomic_folder(folder) as stage:
-        write_adapter(stage, held.lora, tensors, base, type(model).__name__.removeprefix("TF"))
+        architecture = type(model).__name__.removeprefix("TF")
+        write_adapter(stage, held.lora, tensors, base, architecture, model.config.id2label)
     return Path(folder)
 
 
@@ -151,9 +163,8 @@ def merge(model: PreTrainedModel) -> None:
     if held is None:
         raise InputError("the model has no adapter to merge; attach one first")
     found = adapter_parameters(model)
-    for name, a in found.items():
-        if name.endswith(A):
-            _merge_one(model, name.removesuffix(A), a, found[name.removesuffix(A) + B], held.lora.scale, 1)
+    for layer in layers_of(found):
+        _merge_one(model, layer, found, held.lora.scale, 1)
     detach(model)
 
 
@@ -161,15 +172,14 @@ def merge(model: PreTrainedModel) -> None:
 def merged_kernels(model: PreTrainedModel) -> Iterator[None]:
     """The kernels with what an adapter has learnt in them, for as long as the block runs; as they are without one."""
     held = held_by(model)
-    found = adapter_parameters(model)
     before: list[tuple[Any, Tensor]] = []
     try:
-        for name, a in found.items():
-            if name.endswith(A) and held is not None:
-                layer = name.removesuffix(A)
+        if held is not None:
+            found = adapter_parameters(model)
+            for layer in layers_of(found):
                 kernel = model.get_parameter(f"{layer}.weight")
                 before.append((kernel, tf.identity(kernel.value)))
-                _merge_one(model, layer, a, found[layer + B], held.lora.scale, 1)
+                _merge_one(model, layer, found, held.lora.scale, 1)
         yield
     finally:
         for kernel, value in before:
@@ -181,12 +191,11 @@ def unmerge(model: PreTrainedModel, lora: Lora, arrays: dict[str, Any]) -> None:
 
     The kernels are back but for rounding.
     """
-    for name, a in arrays.items():
-        if name.endswith(A):
-            _merge_one(model, name.removesuffix(A), a, arrays[name.removesuffix(A) + B], lora.scale, -1)
+    for layer in layers_of(arrays):
+        _merge_one(model, layer, arrays, lora.scale, -1)
 
 
-def _merge_one(model: PreTrainedModel, layer: str, a: Any, b: Any, scale: float, sign: int) -> None:
-    kernel = model.get_parameter(f"{layer}.weight")
+def _merge_one(model: PreTrainedModel, layer: str, adapter: Mapping[str, Any], scale: float, sign: int) -> None:
+    kernel, a, b = model.get_parameter(f"{layer}.weight"), adapter[layer + A], adapter[layer + B]
     old, first, second = (tf.cast(each, tf.float64).numpy() for each in (kernel.value, a, b))
     kernel.assign(tf.cast(merged(old, first, second, scale, sign), kernel.dtype))

@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from gpt2_core import muon
-from gpt2_core.adapters import A, B, Lora, adapter_table, merged
+from gpt2_core.adapters import A, B, Lora, adapter_table, layers_of, merged
 from gpt2_core.checkpoints.tensors import Tensor as FileTensor
 from gpt2_core.config import GPT2Config
 from gpt2_core.data_batches import IGNORED, Batch
@@ -315,11 +315,9 @@ class Trainer:
         averaged = dict(zip(self._names, self._ema, strict=True)) if self._ema else {}
         out = {name: _to_file(averaged.get(name, self._variable(name))) for name in self._table}
         if self._lora is not None:
-            for name in self._names:
-                if name.endswith(A):
-                    layer = name.removesuffix(A)
-                    parts = [averaged.get(each, self._variable(each)) for each in (name, layer + B)]
-                    out[f"{layer}.weight"] = _merged(self._variable(f"{layer}.weight"), parts, self._lora.scale)
+            for layer in layers_of(self._names):
+                parts = [averaged.get(each, self._variable(each)) for each in (layer + A, layer + B)]
+                out[f"{layer}.weight"] = _merged(self._variable(f"{layer}.weight"), parts, self._lora.scale)
         return out
 
     @contextlib.contextmanager

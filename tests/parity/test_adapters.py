@@ -8,13 +8,15 @@ import json
 import numpy as np
 import pytest
 
-from gpt2_core.adapters import Lora
+from gpt2_core.adapters import Lora, read_adapter
 from gpt2_core.errors import InputError
 from models import ordinary_parameters, random_ids, small_config
 from parity.frameworks import FRAMEWORKS
 from tolerances import error
 
-CONFIG = small_config(embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0, summary_first_dropout=0.0)
+CONFIG = small_config(
+    embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0, summary_first_dropout=0.0, id2label={0: "bad", 1: "good"}
+)
 LORA = Lora(2, 6.0, ("c_attn", "mlp.c_proj"), 0.25)
 
 
@@ -50,6 +52,9 @@ def test_a_saved_adapter_stands_beside_the_model_again_in_every_framework(framew
     assert settings["base_model_name_or_path"] == "the small one"
     heads = {"lm": None, "double": ["multiple_choice_head"], "sequence": ["score"]}
     assert settings["modules_to_save"] == heads[head]
+    names = read_adapter(folder).labels
+    assert (names is not None) == (head == "sequence")
+    assert names is None or dict(names) == dict(CONFIG.id2label)
     expected = logits(framework, made)
     for other in (make() for make in FRAMEWORKS.values()):
         again = other.build(CONFIG, head, ordinary_parameters(CONFIG, head, 0), "float32")
